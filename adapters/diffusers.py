@@ -1,0 +1,143 @@
+"""Foresight in diffusers: one hook on the transformer, in diffusers' own registry."""
+import inspect
+import logging
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook, StateManager
+
+from ..foresight import ForesightConfig, RunStats, Session
+from .families import DIFFUSERS, Swapped, family_of
+
+NAME = "foresight"
+
+log = logging.getLogger(__name__)
+
+
+class ForesightHook(ModelHook):
+    """Runs the transformer with its blocks' forwards swapped. A run ends when the pipeline resets its stateful hooks.
+
+    A run that never got there (an interrupt, a hand-written loop) ends when the timestep rises again.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, config: ForesightConfig, steps: int | None):
+        super().__init__()
+        self._config, self._steps = config, steps
+        self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
+        self._session: Session | None = None
+        self._stats: RunStats | None = None
+        self._last_level: float | None = None
+        self._seen: set[str] = set()  # contexts of the present evaluation
+
+    @property
+    def stats(self) -> RunStats | None:
+        """The run under way, else the last one, else None."""
+        return self._session.stats if self._session is not None else self._stats
+
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        family = family_of(module, DIFFUSERS)
+        self._stack, self._batch_dim = family.stack(module), family.batch_dim
+        self._signature = inspect.signature(type(module).forward)
+        return module
+
+    def new_forward(self, module: torch.nn.Module, *args, **kwargs):
+        try:
+            context = self._contexts.context
+        except ValueError:  # a pipeline without contexts (Latte): one call, one evaluation
+            context = None
+        name = "" if context is None else context.name
+        if self._session is None or name in self._seen or not self._seen:
+            timestep = self._signature.bind_partial(module, *args, **kwargs).arguments.get("timestep")
+            self._begin_evaluation(timestep, getattr(context, "num_inference_steps", None))
+        self._seen.add(name)
+        call = self._session.begin_call([name], len(self._stack), self._batch_dim)
+        try:
+            with Swapped(self._stack, call):
+                result = self.fn_ref.original_forward(*args, **kwargs)
+            if call.finish():
+                return result
+            with Swapped(self._stack, call.retry()):
+                return self.fn_ref.original_forward(*args, **kwargs)
+        except BaseException:
+            self._session = None  # an interrupted run leaves nothing behind
+            raise
+
+    def _begin_evaluation(self, timestep: torch.Tensor | None, steps: int | None) -> None:
+        level = timestep if self._session is None else self._session.read_back(timestep)
+        if isinstance(level, float) and self._last_level is not None and level > self._last_level:
+            self.end_run()
+        if self._session is None:
+            self._session = Session(self._config, steps=self._steps or steps,
+                                    home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
+                                    budget_bytes=int(self._config.cache_budget_gb * 2**30) or None)
+        self._session.begin_evaluation(level)
+        self._last_level = self._session.stats.evaluations[-1].level
+        self._seen = set()
+
+    def end_run(self) -> None:
+        """Close the run under way, if any, and log what it did."""
+        if self._session is not None:
+            self._stats, self._session = self._session.close(), None
+            log.info("Foresight %s", self._stats.summary())
+        self._last_level = None
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        self.end_run()
+        self._contexts.reset()
+        return module
+
+
+class ForesightHandle:
+    """What `apply_foresight` returns: `stats` of the run under way or the last one, and `remove()`."""
+
+    def __init__(self, transformer: torch.nn.Module, hook: ForesightHook):
+        self._transformer, self._hook = transformer, hook
+
+    @property
+    def stats(self) -> RunStats | None:
+        return self._hook.stats
+
+    def remove(self) -> None:
+        """Take the hook off; the transformer is then as it was. Removing twice does nothing."""
+        _remove(self._transformer, self._hook)
+
+
+def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    if registry.get_hook(NAME) is not hook:
+        return
+    hook.end_run()
+    registry.remove_hook(NAME, recurse=False)
+    if not registry.hooks and getattr(transformer.__dict__.get("forward"), "__func__", None) is type(transformer).forward:
+        del transformer.forward  # diffusers leaves the bound method behind
+
+
+def apply_foresight(transformer: torch.nn.Module, config: ForesightConfig | None = None, *, steps: int | None = None) -> ForesightHandle:
+    """Reuse blocks of a diffusers transformer from the next call on; a Foresight applied before is replaced.
+
+    ```python
+    handle = apply_foresight(pipe.transformer, ForesightConfig(threshold=0.5))
+    video = pipe("a red ball moving right").frames
+    print(handle.stats.summary())
+    handle.remove()
+    ```
+
+    Args:
+        transformer: One of the classes in `families.DIFFUSERS`.
+        config: Settings; the defaults when None.
+        steps: Denoising steps of a run, which sets the length of warmup. Wan's pipeline says it by itself; for the others, without
+            it, automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
+
+    Raises:
+        UnsupportedModel: the class of `transformer` has no record.
+    """
+    family_of(transformer, DIFFUSERS)
+    config = config or ForesightConfig()
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    before = registry.get_hook(NAME)
+    if before is not None:
+        _remove(transformer, before)
+    hook = ForesightHook(config, steps)
+    registry.register_hook(hook, NAME)
+    return ForesightHandle(transformer, hook)

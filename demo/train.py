@@ -1,0 +1,170 @@
+"""Train the demo model: `python -m demo.train` (CPU is enough). Flow matching on clips rendered on the fly.
+
+Needs diffusers. Writes the weight file of `demo.model` and `demo/training.json`.
+"""
+import argparse
+import copy
+import json
+import math
+import time
+
+import torch
+from safetensors.torch import save_file
+
+from . import codec, model
+from .clips import FRAMES, HEIGHT, WIDTH, check, random_prompts, render
+from .prompt import embed
+
+DROP_WORD, DROP_PROMPT = 0.05, 0.1
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then the nearest orthogonal matrix of the update (Jordan et al. 2024) by five Newton-Schulz iterations.
+
+    `torch.optim.Muon` does the same in bf16, one matrix at a time: 3.3 s a step on two AVX2 cores for this model, against
+    0.15 s here in fp32 with equal shapes stacked; the model's own forward and backward take 2.6 s.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                grads = torch.stack([p.grad for p in params])
+                state = self.state[params[0]]
+                buffer = state.setdefault("buffer", torch.zeros_like(grads))
+                buffer.lerp_(grads, 1 - group["momentum"])
+                update = self.orthogonal(grads.lerp(buffer, group["momentum"])) * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, u in zip(params, update, strict=True):
+                    p.sub_(u, alpha=group["lr"])
+
+    @staticmethod
+    def orthogonal(g: torch.Tensor) -> torch.Tensor:
+        """Matrices (N, m, n) to matrices with the same singular vectors and singular values near 1."""
+        x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        tall = x.shape[-2] > x.shape[-1]
+        x = x.mT if tall else x
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        return x.mT if tall else x
+
+
+def sigma_batch(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Training noise levels (B,): logit-normal, then the flow shift that sampling uses."""
+    u = torch.sigmoid(torch.randn(count, generator=generator))
+    return model.SHIFT * u / (1 + (model.SHIFT - 1) * u)
+
+
+def training_batch(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (B, 12, 8, 16, 16) and text embeddings (B, 3, 16), some words and some whole prompts left out."""
+    prompts = random_prompts(count, generator)
+    latents = codec.encode(render(prompts, generator))
+    keep_prompt = torch.rand(count, generator=generator) >= DROP_PROMPT
+    shown = []
+    for prompt, keep in zip(prompts, keep_prompt, strict=True):
+        words = [word for word in prompt.split() if torch.rand((), generator=generator) >= DROP_WORD]
+        shown.append(" ".join(words) if keep else "")
+    return latents, embed(shown)
+
+
+@torch.no_grad()
+def sample(net: torch.nn.Module, prompts: list[str], seeds: list[int], steps: int = 50, cfg: float = 4.0) -> torch.Tensor:
+    """Euler sampling with CFG, one noise per seed; clips (B, 8, 32, 32, 3)."""
+    shape = (codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    text = torch.cat([embed(prompts), embed([""] * len(prompts))])
+    t = torch.linspace(1, 0, steps + 1)
+    sigmas = model.SHIFT * t / (1 + (model.SHIFT - 1) * t)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        cond, uncond = net(torch.cat([x, x]), sigma.expand(2 * len(x)) * 1000, text, return_dict=False)[0].chunk(2)
+        x = x + (sigma_next - sigma) * (uncond + cfg * (cond - uncond))
+    return codec.decode(x)
+
+
+def evaluate(net: torch.nn.Module, pairs: list[tuple[str, int]]) -> float:
+    """Share of (prompt, seed) pairs whose clip the checker reads as the prompt says."""
+    right = 0
+    for start in range(0, len(pairs), 16):
+        prompts, seeds = zip(*pairs[start:start + 16], strict=True)
+        for prompt, clip in zip(prompts, sample(net, list(prompts), list(seeds)), strict=True):
+            right += check(clip.numpy()).matches(prompt)
+    return right / len(pairs)
+
+
+def held_out_pairs(count: int = 48) -> list[tuple[str, int]]:
+    """The prompt/seed pairs of the reported score; used for nothing else."""
+    prompts = random_prompts(count, torch.Generator().manual_seed(987_654))
+    return [(prompt, 5_000_000 + i) for i, prompt in enumerate(prompts)]
+
+
+def train(steps: int, batch: int, seed: int) -> None:
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = WanTransformer3DModel(**model.DIFFUSERS_CONFIG)
+    for block in net.blocks:  # each block starts close to the identity
+        for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+            torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(net.proj_out.weight)
+    ema = copy.deepcopy(net).eval().requires_grad_(False)
+    matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
+                 for o in optimizers]
+    forward = torch.compile(net)
+    log, running, start = [], None, time.perf_counter()
+    for step in range(1, steps + 1):
+        latents, text = training_batch(batch, generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        sigma = sigma_batch(batch, generator)
+        s = sigma[:, None, None, None, None]
+        velocity = forward((1 - s) * latents + s * noise, sigma * 1000, text, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(velocity, noise - latents)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for averaged, current in zip(ema.parameters(), net.parameters(), strict=True):
+                averaged.lerp_(current, 1 - decay)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}")
+        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        if step % 25 == 0 or step == steps:
+            minutes = (time.perf_counter() - start) / 60
+            log.append({"step": step, "loss": round(running, 5), "minutes": round(minutes, 2)})
+            print(f"step {step}/{steps}  loss {running:.4f}  {minutes:.1f} min", flush=True)
+        if step % 250 == 0 or step == steps:
+            save(ema, log)
+    pairs = held_out_pairs()
+    score = evaluate(ema, pairs)
+    print(f"checker: {score:.1%} of {len(pairs)} held-out pairs", flush=True)
+    save(ema, log, steps=steps, batch=batch, seed=seed, torch=torch.__version__, threads=torch.get_num_threads(), checker=score)
+
+
+def save(ema: torch.nn.Module, log: list[dict], **facts) -> None:
+    """Write the averaged weights (fp16, published key names) and what is known about the training so far."""
+    weights = {key: value.half().contiguous() for key, value in model.published_state_dict(ema).items()}
+    save_file(weights, model.WEIGHTS)
+    model.WEIGHTS.with_name("training.json").write_text(json.dumps({**facts, "log": log}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train(args.steps, args.batch, args.seed)

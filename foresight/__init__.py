@@ -1,0 +1,6 @@
+"""The Foresight engine (arXiv 2506.00329): decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only."""
+from .config import ForesightConfig
+from .session import Call, Session
+from .stats import RunStats
+
+__all__ = ["Call", "ForesightConfig", "RunStats", "Session"]

@@ -1,0 +1,186 @@
+"""A run: its streams, its evaluations and when they may reuse. One object per sampler run, dropped at its end."""
+import time
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from . import policy
+from .call import Call, Stream
+from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
+from .metric import Tensors
+from .stats import Evaluation, RunStats, format_bytes
+from .store import layout_bytes, layout_of
+
+
+class Session:
+    """One sampler run.
+
+    The host calls `begin_evaluation` once per evaluation, `begin_call` once per call of the model, `Call.block` in place of each
+    block, `Call.finish` after it, and `close` at the end.
+
+    Args:
+        config: The user's settings.
+        schedule: Noise levels of the run, first to last (steps + 1 values, falling), if the host knows them.
+        steps: Number of denoising steps, if only that is known.
+        region: (highest, lowest) noise level of start_percent..end_percent; None takes the share of the steps, or of the noise level.
+        budget_bytes: Most memory that the stored features may take; None for no limit.
+        home: Device on which hidden states wait between evaluations; None for the model's own.
+    """
+
+    def __init__(self, config: ForesightConfig, *, schedule: Sequence[float] | None = None, steps: int | None = None,
+                 region: tuple[float, float] | None = None, budget_bytes: int | None = None, home: torch.device | None = None):
+        self.config = config
+        self._schedule = tuple(schedule) if schedule is not None else None
+        self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
+        self._region, self._home = region, home
+        self.budget_bytes = budget_bytes
+        self._warmup = config.warmup_of(self._steps) if self._steps is not None else config.warmup_steps
+        self._warm_evaluations: int | None = None  # how many evaluations warmup took, once it is over
+        self._first_level: float | None = None
+        self._streams: dict[Hashable, Stream] = {}
+        self._calls: list[Call] = []  # of the present evaluation
+        self._began: float | None = None
+        self._closed = False
+        self.evaluation = -1
+        self.kind = "plain"
+        self.stats = RunStats(config, self._steps, self._warmup or None, inactive=config.off_reason or self._hopeless())
+
+    def _hopeless(self) -> str | None:
+        if self.config.warmup_steps == 1:
+            return "warmup_steps is 1, which leaves no change to measure; use 0 (automatic) or at least 2"
+        if self._steps is not None and not policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval):
+            return (f"of {self._steps} steps {self._warmup} are warmup and, with reuse_interval {self.config.reuse_interval}, "
+                    "none of the rest may be reused")
+        return None
+
+    # ---- what the host calls
+
+    def begin_evaluation(self, level: torch.Tensor | float | None = None) -> None:
+        """Begin the next evaluation at noise level `level`, after reading back what the last one measured."""
+        level = self.read_back(level)
+        self.evaluation += 1
+        self._began = time.perf_counter()
+        self.kind = self._kind(level)
+        self.stats.evaluations.append(Evaluation(self.kind, level))
+
+    def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int = 0) -> Call:
+        """Begin one call of the model.
+
+        Args:
+            keys: Its streams, in the order of their rows along `batch_dim`; all have the same number of rows.
+            blocks: Length of the stack.
+            batch_dim: Dimension of the block tensors along which the streams are stacked.
+        """
+        call = Call(self, keys, blocks, batch_dim)
+        self._calls.append(call)
+        return call
+
+    def close(self) -> RunStats:
+        """End the run: read back the last evaluation, drop everything stored, return what happened."""
+        if not self._closed:
+            self.read_back(None)
+            self._closed = True
+            self.kind = "plain"
+            self._streams.clear()
+        return self.stats
+
+    def read_back(self, level: torch.Tensor | float | None) -> float | None:
+        """The one device read of an evaluation: what the last one measured, and the level of the next, which is returned."""
+        reports = [call.report() for call in self._calls]
+        on_device = isinstance(level, torch.Tensor)
+        parts = [report for report in reports if report is not None]
+        if on_device:
+            parts.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
+        values = torch.cat([part.to(parts[0].device) for part in parts]).tolist() if parts else []
+        if self._began is not None:  # after the read, so that the device has finished the evaluation
+            self.stats.evaluations[-1].seconds = time.perf_counter() - self._began
+            self._began = None
+        if on_device:
+            level = values.pop()
+        for call, report in zip(self._calls, reports, strict=True):
+            size = 0 if report is None else report.numel()
+            call.settle(values[:size], self.stats.evaluations[-1])
+            del values[:size]
+        self._calls = []
+        return level
+
+    # ---- what a call asks
+
+    def stream(self, key: Hashable, blocks: int, renew: bool = False) -> Stream:
+        """The state of one stream, made on first sight; `renew` throws the old one away."""
+        if renew or key not in self._streams:
+            self._streams[key] = Stream(blocks, self.config.sample_rows, self._home)
+        return self._streams[key]
+
+    def deactivate(self, reason: str) -> None:
+        """Compute everything from here on and give all memory back."""
+        self.stats.inactive = reason
+        self.kind = "plain"
+        self._streams.clear()
+
+    def next_may_reuse(self) -> bool:
+        """Whether the evaluation after this one may read the slots, as far as is known now."""
+        if self._warm_evaluations is None or self.kind == "plain":
+            return False
+        return not policy.is_full(self.evaluation + 1, self._warm_evaluations, self.config.reuse_interval)
+
+    def is_warm(self, stream: Stream) -> bool:
+        """Whether a stream has measured enough; one that joins a run late warms up on its own."""
+        return self._warm_evaluations is not None and stream.evaluations >= self._warm_evaluations
+
+    def allow(self, blocks: int, hidden_states: Tensors) -> bool:
+        """Check the budget before a new stream stores anything; over budget, the run becomes inactive."""
+        if self.budget_bytes is None:
+            return True
+        rows = sum(x.numel() // x.shape[-1] for x in hidden_states)
+        sampled = min(rows, 2 * self.config.sample_rows) if self.config.sample_rows else rows
+        hidden = layout_bytes(layout_of(hidden_states))
+        need = len(self._streams) * hidden * (1 + blocks * sampled / rows)
+        if need <= self.budget_bytes:
+            return True
+        self.deactivate(f"the stored features of {len(self._streams)} streams need {format_bytes(need)}, "
+                        f"the budget is {format_bytes(self.budget_bytes)}")
+        return False
+
+    def note_bytes(self, extra: int) -> None:
+        """Record how much is held at this moment; `extra` is held by the call."""
+        held = sum(stream.store.nbytes for stream in self._streams.values()) + extra
+        self.stats.peak_bytes = max(self.stats.peak_bytes, held)
+
+    # ---- decisions
+
+    def _kind(self, level: float | None) -> str:
+        if self.stats.inactive:
+            return "plain"
+        if self._first_level is None:
+            self._first_level = level
+        if self._warm_evaluations is None:
+            if self._warming(level):
+                return "warmup"
+            self._warm_evaluations = self.evaluation
+        passed = self._percent_passed(level)
+        if passed != 0:
+            if passed > 0:
+                self._streams.clear()
+            return "plain" if passed > 0 else "outside"
+        return "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"
+
+    def _warming(self, level: float | None) -> bool:
+        if self._schedule is not None and level is not None:
+            # a second-order sampler evaluates more than once per step, so the level says which step this is
+            step = sum(entry >= level * (1 - 1e-4) for entry in self._schedule) - 1
+            return step < self._warmup
+        if self._warmup:
+            return self.evaluation < self._warmup
+        passed = 1.0 if level is None else 1 - level / self._first_level
+        return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
+
+    def _percent_passed(self, level: float | None) -> int:
+        """-1 before start_percent, 0 within, 1 after end_percent."""
+        if self._region is not None and level is not None:
+            return (level <= self._region[1]) - (level > self._region[0])
+        if self._steps is not None:
+            percent = self.evaluation / self._steps
+        else:
+            percent = 0.0 if level is None else 1 - level / self._first_level
+        return (percent >= self.config.end_percent) - (percent < self.config.start_percent)

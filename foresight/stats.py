@@ -1,0 +1,123 @@
+"""What a run did: a block x evaluation table, measured times and the figures that follow from them."""
+import statistics
+from dataclasses import asdict, dataclass, field
+
+from .config import ForesightConfig
+
+FORMAT = 1  # of `RunStats.to_dict`
+
+
+@dataclass
+class Evaluation:
+    """One evaluation of the model by the sampler.
+
+    Attributes:
+        kind: "warmup", "full" or "reuse" by schedule; "outside" before start_percent; "plain" after end_percent or once inactive.
+        level: Noise level (the host's sigma or timestep), None where the host gives none.
+        seconds: Wall time until the next evaluation began, None if unknown.
+        computed: Block calls computed, per block; one call is one block for one stream.
+        reused: Block calls reused, per block.
+        ratio: delta / (gamma * lambda) per block, the largest over the streams; None where nothing was measured.
+    """
+
+    kind: str
+    level: float | None = None
+    seconds: float | None = None
+    computed: list[int] = field(default_factory=list)
+    reused: list[int] = field(default_factory=list)
+    ratio: list[float | None] = field(default_factory=list)
+
+    def count(self, block: int, reused: bool, calls: int, ratio: float | None) -> None:
+        """Add `calls` calls of one block."""
+        while len(self.computed) <= block:
+            self.computed.append(0)
+            self.reused.append(0)
+            self.ratio.append(None)
+        (self.reused if reused else self.computed)[block] += calls
+        if ratio is not None:
+            self.ratio[block] = ratio if self.ratio[block] is None else max(ratio, self.ratio[block])
+
+
+@dataclass
+class RunStats:
+    """The record of one run.
+
+    Attributes:
+        config: Settings of the run.
+        steps: Denoising steps, None if the host does not say.
+        warmup_steps: W as used.
+        peak_bytes: Most memory that the stored features held at once.
+        inactive: Why nothing was reused from some point on, or None.
+    """
+
+    config: ForesightConfig
+    steps: int | None = None
+    warmup_steps: int | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    peak_bytes: int = 0
+    inactive: str | None = None
+
+    @property
+    def reused(self) -> int:
+        """Block calls reused in the run."""
+        return sum(sum(e.reused) for e in self.evaluations)
+
+    @property
+    def total(self) -> int:
+        """Block calls of the run, computed and reused."""
+        return self.reused + sum(sum(e.computed) for e in self.evaluations)
+
+    @property
+    def reuse_ratio(self) -> float:
+        """Reused share of all block calls."""
+        return self.reused / self.total if self.total else 0.0
+
+    @property
+    def block_speedup(self) -> float:
+        """All block calls over computed ones: the speed-up if blocks took all the time."""
+        return 1 / (1 - self.reuse_ratio) if self.reuse_ratio < 1 else float("inf")
+
+    @property
+    def seconds_full(self) -> float | None:
+        """Median measured seconds of an evaluation without reuse (the median, because the first one also loads and compiles)."""
+        return self._median(lambda e: sum(e.computed) and not sum(e.reused))
+
+    @property
+    def seconds_reuse(self) -> float | None:
+        """Median measured seconds of an evaluation with reuse."""
+        return self._median(lambda e: sum(e.reused))
+
+    def _median(self, wanted) -> float | None:
+        seconds = [e.seconds for e in self.evaluations if e.seconds is not None and wanted(e)]
+        return statistics.median(seconds) if seconds else None
+
+    @property
+    def estimated_speedup(self) -> float | None:
+        """What all evaluations would have taken at `seconds_full`, over what they took by the two measured medians."""
+        if not self.seconds_full:
+            return None
+        count = len(self.evaluations)
+        with_reuse = sum(1 for e in self.evaluations if sum(e.reused))
+        spent = (count - with_reuse) * self.seconds_full + with_reuse * (self.seconds_reuse or 0.0)
+        return count * self.seconds_full / spent
+
+    def to_dict(self) -> dict:
+        """Everything as JSON types."""
+        figures = ("reused", "total", "reuse_ratio", "block_speedup", "seconds_full", "seconds_reuse", "estimated_speedup")
+        return {"format": FORMAT, **{name: getattr(self, name) for name in figures}, **asdict(self)}
+
+    def summary(self) -> str:
+        """One line for the log and the node."""
+        if not self.reused:
+            return f"inactive: {self.inactive or 'no block qualified'}; {len(self.evaluations)} evaluations computed in full"
+        full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
+        reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"
+        speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
+        line = (f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), measured {full} per full and {reuse} "
+                f"per reuse evaluation, estimated speed-up {speedup}, held {format_bytes(self.peak_bytes)}")
+        return f"{line}; inactive since: {self.inactive}" if self.inactive else line
+
+
+def format_bytes(count: int) -> str:
+    """Bytes as a readable quantity."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
