@@ -1,4 +1,5 @@
 """Foresight in ComfyUI: wrappers on a ModelPatcher, stream keys, and the life of a run."""
+
 import logging
 import math
 from collections import Counter
@@ -18,8 +19,9 @@ KEY = "foresight"
 log = logging.getLogger(__name__)
 
 
-def apply_foresight(model_patcher: "comfy.model_patcher.ModelPatcher", config: ForesightConfig,
-                    node_id: str | None = None) -> "comfy.model_patcher.ModelPatcher":
+def apply_foresight(
+    model_patcher: "comfy.model_patcher.ModelPatcher", config: ForesightConfig, node_id: str | None = None
+) -> "comfy.model_patcher.ModelPatcher":
     """A clone of `model_patcher` whose sampler runs use Foresight; a Foresight applied before is replaced.
 
     Only the frozen `config` stays on the patcher: what a run stores is born and dropped inside the run.
@@ -82,8 +84,11 @@ class _Run:
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, self._predict_noise), (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
-                              (WrappersMP.DIFFUSION_MODEL, self._diffusion_model)):
+        for kind, wrapper in (
+            (WrappersMP.PREDICT_NOISE, self._predict_noise),
+            (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
+            (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
+        ):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
         return options
 

@@ -1,9 +1,11 @@
 """Foresight in diffusers: one hook on the transformer, in diffusers' own registry."""
+
 import inspect
 import logging
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook, StateManager
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import StateManager
 
 from ..foresight import ForesightConfig, RunStats, Session
 from .families import DIFFUSERS, Swapped, family_of
@@ -68,9 +70,12 @@ class ForesightHook(ModelHook):
         if isinstance(level, float) and self._last_level is not None and level > self._last_level:
             self.end_run()
         if self._session is None:
-            self._session = Session(self._config, steps=self._steps or steps,
-                                    home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
-                                    budget_bytes=int(self._config.cache_budget_gb * 2**30) or None)
+            self._session = Session(
+                self._config,
+                steps=self._steps or steps,
+                home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
+                budget_bytes=int(self._config.cache_budget_gb * 2**30) or None,
+            )
         self._session.begin_evaluation(level)
         self._last_level = self._session.stats.evaluations[-1].level
         self._seen = set()
@@ -109,11 +114,16 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
         return
     hook.end_run()
     registry.remove_hook(NAME, recurse=False)
-    if not registry.hooks and getattr(transformer.__dict__.get("forward"), "__func__", None) is type(transformer).forward:
+    if (
+        not registry.hooks
+        and getattr(transformer.__dict__.get("forward"), "__func__", None) is type(transformer).forward
+    ):
         del transformer.forward  # diffusers leaves the bound method behind
 
 
-def apply_foresight(transformer: torch.nn.Module, config: ForesightConfig | None = None, *, steps: int | None = None) -> ForesightHandle:
+def apply_foresight(
+    transformer: torch.nn.Module, config: ForesightConfig | None = None, *, steps: int | None = None
+) -> ForesightHandle:
     """Reuse blocks of a diffusers transformer from the next call on; a Foresight applied before is replaced.
 
     ```python

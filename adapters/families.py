@@ -3,6 +3,7 @@
 A family is matched by the full name of its class, so that nothing is imported to look it up and a subclass, whose blocks may do
 more, is refused until it has a record of its own.
 """
+
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,8 +92,11 @@ _HIDDEN_TEXT = (("hidden_states", 0), ("encoder_hidden_states", 1))
 
 COMFYUI = (
     Family("Wan 2.1 / 2.2", "comfy.ldm.wan.model.WanModel", (Section("blocks", _X),)),
-    Family("HunyuanVideo", "comfy.ldm.hunyuan_video.model.HunyuanVideo",
-           (Section("double_blocks", (("img", 0), ("txt", 1))), Section("single_blocks", (("x", 0),), _joined_text_video))),
+    Family(
+        "HunyuanVideo",
+        "comfy.ldm.hunyuan_video.model.HunyuanVideo",
+        (Section("double_blocks", (("img", 0), ("txt", 1))), Section("single_blocks", (("x", 0),), _joined_text_video)),
+    ),
     Family("LTX-Video", "comfy.ldm.lightricks.model.LTXVModel", (Section("transformer_blocks", _X),)),
     Family("CogVideoX", "comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel", (Section("blocks", _HIDDEN_TEXT),)),
 )
@@ -100,12 +104,22 @@ COMFYUI = (
 _D = "diffusers.models.transformers."
 DIFFUSERS = (
     Family("Wan 2.1 / 2.2", _D + "transformer_wan.WanTransformer3DModel", (Section("blocks", _HIDDEN),)),
-    Family("CogVideoX", _D + "cogvideox_transformer_3d.CogVideoXTransformer3DModel", (Section("transformer_blocks", _HIDDEN_TEXT),)),
-    Family("Latte", _D + "latte_transformer_3d.LatteTransformer3DModel",
-           (Section("transformer_blocks", _HIDDEN), Section("temporal_transformer_blocks", _HIDDEN, _frames_to_tokens)),
-           interleaved=True),
-    Family("HunyuanVideo", _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
-           (Section("transformer_blocks", _HIDDEN_TEXT), Section("single_transformer_blocks", _HIDDEN_TEXT))),
+    Family(
+        "CogVideoX",
+        _D + "cogvideox_transformer_3d.CogVideoXTransformer3DModel",
+        (Section("transformer_blocks", _HIDDEN_TEXT),),
+    ),
+    Family(
+        "Latte",
+        _D + "latte_transformer_3d.LatteTransformer3DModel",
+        (Section("transformer_blocks", _HIDDEN), Section("temporal_transformer_blocks", _HIDDEN, _frames_to_tokens)),
+        interleaved=True,
+    ),
+    Family(
+        "HunyuanVideo",
+        _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
+        (Section("transformer_blocks", _HIDDEN_TEXT), Section("single_transformer_blocks", _HIDDEN_TEXT)),
+    ),
     Family("LTX-Video", _D + "transformer_ltx.LTXVideoTransformer3DModel", (Section("transformer_blocks", _HIDDEN),)),
 )
 
@@ -121,8 +135,10 @@ def family_of(model: object, table: tuple[Family, ...]) -> Family:
         if family.model == name:
             return family
     known = ", ".join(f"{family.name} ({family.model.rsplit('.', 1)[1]})" for family in table)
-    raise UnsupportedModel(f"Foresight does not support {type(model).__qualname__} (from {type(model).__module__}). "
-                           f"Supported: {known}. Remove the node from this model's path.")
+    raise UnsupportedModel(
+        f"Foresight does not support {type(model).__qualname__} (from {type(model).__module__}). "
+        f"Supported: {known}. Remove the node from this model's path."
+    )
 
 
 class Swapped:

@@ -1,4 +1,5 @@
 """What a run did, for people: text on the node, and the newest runs over HTTP. The only file that touches the server."""
+
 import logging
 from collections import deque
 
@@ -23,8 +24,14 @@ def publish(stats: RunStats, node_id: str | None) -> None:
         from comfy_execution.utils import get_executing_context
 
         context = get_executing_context()
-        _runs.append({"prompt_id": context and context.prompt_id, "node_id": node_id,
-                      "sampler_id": context and context.node_id, **stats.to_dict()})
+        _runs.append(
+            {
+                "prompt_id": context and context.prompt_id,
+                "node_id": node_id,
+                "sampler_id": context and context.node_id,
+                **stats.to_dict(),
+            }
+        )
         server = _server()
         if server is not None and node_id is not None:
             server.send_progress_text(stats.summary(), node_id)

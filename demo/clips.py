@@ -1,4 +1,5 @@
 """Procedural training clips: one shaded object crossing a soft background, and the checker that reads it back."""
+
 import math
 from dataclasses import dataclass
 
@@ -37,15 +38,19 @@ def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
     across = (uniform(-1, 1, 2) * room) * (1 - direction.abs())
     wobble = uniform(-1.5, 1.5, 2) * direction.abs()
     progress = torch.linspace(-0.5, 0.5, FRAMES)[None, :, None]
-    centre = size / 2 - 0.5 + (across + wobble)[:, None] + progress * uniform(*TRAVEL)[:, None, None] * direction[:, None]
+    centre = (
+        size / 2 - 0.5 + (across + wobble)[:, None] + progress * uniform(*TRAVEL)[:, None, None] * direction[:, None]
+    )
 
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     dx = x - centre[..., 0, None, None]  # (B, T, H, W)
     dy = y - centre[..., 1, None, None]
     r = radius[:, None, None, None]
-    distance = (dx ** 2 + dy ** 2).sqrt()
+    distance = (dx**2 + dy**2).sqrt()
     outside = {  # signed distance to the outline in pixels
-        "ball": distance - r, "box": torch.maximum(dx.abs(), dy.abs()) - r * 0.85, "ring": (distance - r * 0.8).abs() - r * 0.35,
+        "ball": distance - r,
+        "box": torch.maximum(dx.abs(), dy.abs()) - r * 0.85,
+        "ring": (distance - r * 0.8).abs() - r * 0.35,
     }
     shape = torch.tensor([SHAPES.index(w["shape"]) for w in wanted])
     outside = torch.stack([outside[name] for name in SHAPES])[shape, torch.arange(b)]

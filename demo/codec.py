@@ -4,6 +4,7 @@ Every 2x2 pixel square of a frame becomes one latent position with 12 channels. 
 2x2 Haar basis (mean, horizontal, vertical, diagonal) and an orthonormal colour basis (grey, red-blue, green-magenta), so the
 latent of white noise is white noise and distances between videos are distances between latents.
 """
+
 import torch
 
 FACTOR = 2  # pixels per latent position, each way

@@ -1,4 +1,5 @@
 """The demo DiT's shape and the one weight file, loadable as diffusers' and as ComfyUI's Wan 2.1 class."""
+
 import re
 from pathlib import Path
 
@@ -13,13 +14,35 @@ SHIFT = 3.0  # flow shift of the sigma schedule, in training and in sampling
 DIM, HEADS, FFN_DIM, LAYERS, FREQ_DIM = 128, 4, 384, 12, 64
 
 DIFFUSERS_CONFIG = dict(
-    patch_size=(1, 2, 2), num_attention_heads=HEADS, attention_head_dim=DIM // HEADS, in_channels=CHANNELS, out_channels=CHANNELS,
-    text_dim=TEXT_DIM, freq_dim=FREQ_DIM, ffn_dim=FFN_DIM, num_layers=LAYERS, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
-    eps=1e-6, rope_max_seq_len=64,
+    patch_size=(1, 2, 2),
+    num_attention_heads=HEADS,
+    attention_head_dim=DIM // HEADS,
+    in_channels=CHANNELS,
+    out_channels=CHANNELS,
+    text_dim=TEXT_DIM,
+    freq_dim=FREQ_DIM,
+    ffn_dim=FFN_DIM,
+    num_layers=LAYERS,
+    cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads",
+    eps=1e-6,
+    rope_max_seq_len=64,
 )
 COMFY_CONFIG = dict(
-    image_model="wan2.1", model_type="t2v", patch_size=(1, 2, 2), in_dim=CHANNELS, out_dim=CHANNELS, dim=DIM, ffn_dim=FFN_DIM,
-    freq_dim=FREQ_DIM, text_dim=TEXT_DIM, num_heads=HEADS, num_layers=LAYERS, cross_attn_norm=True, qk_norm=True, eps=1e-6,
+    image_model="wan2.1",
+    model_type="t2v",
+    patch_size=(1, 2, 2),
+    in_dim=CHANNELS,
+    out_dim=CHANNELS,
+    dim=DIM,
+    ffn_dim=FFN_DIM,
+    freq_dim=FREQ_DIM,
+    text_dim=TEXT_DIM,
+    num_heads=HEADS,
+    num_layers=LAYERS,
+    cross_attn_norm=True,
+    qk_norm=True,
+    eps=1e-6,
 )
 
 _TO_DIFFUSERS = [  # (published key, diffusers key), applied in order
@@ -79,8 +102,19 @@ def published_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _published_names() -> list[str]:
-    linear = [f"{m}.{p}" for m in ("patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
-                                   "time_projection.1", "head.head") for p in ("weight", "bias")]
+    linear = [
+        f"{m}.{p}"
+        for m in (
+            "patch_embedding",
+            "text_embedding.0",
+            "text_embedding.2",
+            "time_embedding.0",
+            "time_embedding.2",
+            "time_projection.1",
+            "head.head",
+        )
+        for p in ("weight", "bias")
+    ]
     block = ["modulation", "norm3.weight", "norm3.bias"]
     block += [f"{a}.{m}.{p}" for a in ("self_attn", "cross_attn") for m in "qkvo" for p in ("weight", "bias")]
     block += [f"{a}.norm_{m}.weight" for a in ("self_attn", "cross_attn") for m in "qk"]

@@ -1,9 +1,14 @@
 """The demo's stand-in for a text encoder: words of a small vocabulary to one-hot embeddings, one row per kind of word."""
+
 import torch
 
 COLOURS = {  # name -> RGB in [0, 1]
-    "red": (0.90, 0.15, 0.12), "yellow": (0.92, 0.84, 0.12), "green": (0.15, 0.78, 0.20),
-    "cyan": (0.12, 0.80, 0.85), "blue": (0.15, 0.28, 0.92), "magenta": (0.88, 0.16, 0.82),
+    "red": (0.90, 0.15, 0.12),
+    "yellow": (0.92, 0.84, 0.12),
+    "green": (0.15, 0.78, 0.20),
+    "cyan": (0.12, 0.80, 0.85),
+    "blue": (0.15, 0.28, 0.92),
+    "magenta": (0.88, 0.16, 0.82),
 }
 SHAPES = ("ball", "box", "ring")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (dx, dy), y grows downwards
@@ -40,5 +45,5 @@ def embed(prompts: list[str]) -> torch.Tensor:
     out = torch.zeros(len(prompts), TEXT_TOKENS, TEXT_DIM)
     for row, prompt in zip(out, prompts, strict=True):
         for token, word in enumerate(parse(prompt).values()):
-            row[token, _WORDS.index(word) if word else len(_WORDS) + token] = TEXT_DIM ** 0.5
+            row[token, _WORDS.index(word) if word else len(_WORDS) + token] = TEXT_DIM**0.5
     return out

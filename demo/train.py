@@ -2,6 +2,7 @@
 
 Needs diffusers. Writes the weight file of `demo.model` and `demo/training.json`.
 """
+
 import argparse
 import copy
 import json
@@ -74,7 +75,9 @@ def training_batch(count: int, generator: torch.Generator) -> tuple[torch.Tensor
 
 
 @torch.no_grad()
-def sample(net: torch.nn.Module, prompts: list[str], seeds: list[int], steps: int = 50, cfg: float = 4.0) -> torch.Tensor:
+def sample(
+    net: torch.nn.Module, prompts: list[str], seeds: list[int], steps: int = 50, cfg: float = 4.0
+) -> torch.Tensor:
     """Euler sampling with CFG, one noise per seed; clips (B, 8, 32, 32, 3)."""
     shape = (codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -91,7 +94,7 @@ def evaluate(net: torch.nn.Module, pairs: list[tuple[str, int]]) -> float:
     """Share of (prompt, seed) pairs whose clip the checker reads as the prompt says."""
     right = 0
     for start in range(0, len(pairs), 16):
-        prompts, seeds = zip(*pairs[start:start + 16], strict=True)
+        prompts, seeds = zip(*pairs[start : start + 16], strict=True)
         for prompt, clip in zip(prompts, sample(net, list(prompts), list(seeds)), strict=True):
             right += check(clip.numpy()).matches(prompt)
     return right / len(pairs)
@@ -118,8 +121,10 @@ def train(steps: int, batch: int, seed: int) -> None:
     chosen = {id(p) for p in matrices}
     rest = [p for p in net.parameters() if id(p) not in chosen]
     optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
-                 for o in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
+        for o in optimizers
+    ]
     forward = torch.compile(net)
     log, running, start = [], None, time.perf_counter()
     for step in range(1, steps + 1):
@@ -151,7 +156,16 @@ def train(steps: int, batch: int, seed: int) -> None:
     pairs = held_out_pairs()
     score = evaluate(ema, pairs)
     print(f"checker: {score:.1%} of {len(pairs)} held-out pairs", flush=True)
-    save(ema, log, steps=steps, batch=batch, seed=seed, torch=torch.__version__, threads=torch.get_num_threads(), checker=score)
+    save(
+        ema,
+        log,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        checker=score,
+    )
 
 
 def save(ema: torch.nn.Module, log: list[dict], **facts) -> None:

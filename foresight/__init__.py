@@ -1,4 +1,5 @@
 """The Foresight engine (arXiv 2506.00329): decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only."""
+
 from .config import ForesightConfig
 from .session import Call, Session
 from .stats import RunStats

@@ -1,4 +1,5 @@
 """One call of the model: which of its blocks run, and what is measured and stored on the way."""
+
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from .store import Store, layout_of
 
 if TYPE_CHECKING:
     from .session import Session
+
 
 class Stream:
     """State of one stream (one cond in one place of the evaluation): what it stored and what it measured.
@@ -40,7 +42,7 @@ class Stream:
         if self.limit is None and self.deltas:
             unknown = torch.full_like(next(iter(self.deltas.values())), torch.nan)
             self.changes.append(torch.stack([self.deltas.get(block, unknown) for block in range(self.blocks)]))
-            self.changes = self.changes[-len(policy.LAMBDA_WEIGHTS):]
+            self.changes = self.changes[-len(policy.LAMBDA_WEIGHTS) :]
             reference = policy.block_lambda(self.changes)
             if warm:
                 self.limit, self.changes = threshold * reference, []
@@ -80,12 +82,19 @@ class Call:
     def retry(self) -> "Call":
         """A call in place of an unusable one, in which everything is computed."""
         if self._active:
-            self._session.deactivate(f"block {self._depth} was not called although it was before (another node replaces it?)")
+            self._session.deactivate(
+                f"block {self._depth} was not called although it was before (another node replaces it?)"
+            )
         self._active, self._reused = False, {}
         return self._session.begin_call(self._keys, self._blocks, self._batch_dim)
 
-    def block(self, index: int, inputs: Tensors, compute: Callable[[], Tensors],
-              join: Callable[[Tensors], Tensors] | None = None) -> Tensors:
+    def block(
+        self,
+        index: int,
+        inputs: Tensors,
+        compute: Callable[[], Tensors],
+        join: Callable[[Tensors], Tensors] | None = None,
+    ) -> Tensors:
         """The output of block `index`: computed, or the stored one, or (inside a reused prefix) its unchanged input.
 
         Args:
@@ -142,7 +151,9 @@ class Call:
         """On seeing the first block's input, decide whether this call reuses a prefix."""
         session = self._session
         if any(x.shape[self._batch_dim] % len(self._keys) for x in inputs):
-            return self._stop(f"a batch of {inputs[0].shape[self._batch_dim]} does not divide among {len(self._keys)} conds")
+            return self._stop(
+                f"a batch of {inputs[0].shape[self._batch_dim]} does not divide among {len(self._keys)} conds"
+            )
         for i, key in enumerate(self._keys):
             rows = self._rows(inputs, i)
             signature = (index, layout_of(rows), rows[0].device)
@@ -153,7 +164,9 @@ class Call:
                 return self._stop(session.stats.inactive)
             stream.signature = signature
             self._streams.append(stream)
-        ready = session.kind == "reuse" and all(s.depth >= 0 and s.last == session.evaluation - 1 for s in self._streams)
+        ready = session.kind == "reuse" and all(
+            s.depth >= 0 and s.last == session.evaluation - 1 for s in self._streams
+        )
         if ready and len({stream.depth for stream in self._streams}) == 1:
             self._depth = self._streams[0].depth
         for stream in self._streams:
@@ -173,7 +186,9 @@ class Call:
     def _hand_over(self, index: int, join: Callable[[Tensors], Tensors] | None) -> Tensors:
         """What the slots hold of block l*, for all rows, as fresh tensors: C_l*, or x_0 + (C_l* - x_0 of then)."""
         stored = [stream.store.slot.read(stream.store.layouts[index]) for stream in self._streams]
-        joined = stored[0] if len(stored) == 1 else tuple(torch.cat(x, self._batch_dim) for x in zip(*stored, strict=True))
+        joined = (
+            stored[0] if len(stored) == 1 else tuple(torch.cat(x, self._batch_dim) for x in zip(*stored, strict=True))
+        )
         base = self._base_at(join)
         return joined if base is None else tuple(x.add_(b) for x, b in zip(joined, base, strict=True))
 
@@ -189,7 +204,9 @@ class Call:
                 if self._keeps:
                     base = self._base_at(join)
                     for i, stream in enumerate(self._streams):
-                        stream.store.keep_where(flag, self._rows(output, i), None if base is None else self._rows(base, i))
+                        stream.store.keep_where(
+                            flag, self._rows(output, i), None if base is None else self._rows(base, i)
+                        )
 
     # ---- after the call
 
@@ -198,14 +215,18 @@ class Call:
         if not self._deltas:
             return None
         limits = self._limit[torch.tensor(list(self._deltas), device=self._limit.device)]
-        return torch.cat([torch.stack(list(self._flags.values())).float(), torch.stack(list(self._deltas.values())), limits])
+        return torch.cat(
+            [torch.stack(list(self._flags.values())).float(), torch.stack(list(self._deltas.values())), limits]
+        )
 
     def settle(self, values: list[float], evaluation: Evaluation) -> None:
         """Take back the values of `report`: set the streams' new l*, fill in the table."""
         count = len(self._deltas) if values else 0
         flags = dict(zip(self._deltas, values[:count], strict=False))
-        ratios = {block: _ratio(delta, limit) for block, delta, limit in
-                  zip(self._deltas, values[count:2 * count], values[2 * count:], strict=False)}
+        ratios = {
+            block: _ratio(delta, limit)
+            for block, delta, limit in zip(self._deltas, values[count : 2 * count], values[2 * count :], strict=False)
+        }
         if self._keeps:
             deepest = policy.prefix_depth([bool(flags.get(block)) for block in range(self._blocks)])
             for stream in self._streams:

@@ -1,4 +1,5 @@
 """User settings: every default and every limit of the nodes is read from here."""
+
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -63,7 +64,9 @@ class ForesightConfig:
         """Default and limits of one setting, as keyword arguments for a widget: default and either min, max, step or options."""
         f = next((f for f in dataclasses.fields(cls) if f.name == name), None)
         if f is None:
-            raise ValueError(f"{name!r} is not a setting; the settings are {', '.join(f.name for f in dataclasses.fields(cls))}")
+            raise ValueError(
+                f"{name!r} is not a setting; the settings are {', '.join(f.name for f in dataclasses.fields(cls))}"
+            )
         return {"default": f.default, **{k: list(v) if isinstance(v, tuple) else v for k, v in f.metadata.items()}}
 
     @property

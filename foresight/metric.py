@@ -1,4 +1,5 @@
 """The change between two outputs of a block, on a fixed sample of rows: fp32 on the device, never read here."""
+
 from collections.abc import Sequence
 
 import torch
@@ -26,5 +27,7 @@ def sample_rows(hidden_states: Tensors, wanted: int) -> Tensors:
 
 def change(now: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> torch.Tensor:
     """MSE over all elements of the tensors together, a 0-d fp32 tensor; fp16 differences are squared in fp32."""
-    total = sum(torch.nn.functional.mse_loss(a.float(), b.float()) * a.numel() for a, b in zip(now, before, strict=True))
+    total = sum(
+        torch.nn.functional.mse_loss(a.float(), b.float()) * a.numel() for a, b in zip(now, before, strict=True)
+    )
     return total / sum(a.numel() for a in now)

@@ -1,4 +1,5 @@
 """When a block's stored output may stand in for a new computation, in the paper's symbols (arXiv 2506.00329, section 4)."""
+
 from collections.abc import Sequence
 
 import torch

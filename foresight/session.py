@@ -1,5 +1,7 @@
 """A run: its streams, its evaluations and when they may reuse. One object per sampler run, dropped at its end."""
+
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -27,8 +29,16 @@ class Session:
         home: Device on which hidden states wait between evaluations; None for the model's own.
     """
 
-    def __init__(self, config: ForesightConfig, *, schedule: Sequence[float] | None = None, steps: int | None = None,
-                 region: tuple[float, float] | None = None, budget_bytes: int | None = None, home: torch.device | None = None):
+    def __init__(
+        self,
+        config: ForesightConfig,
+        *,
+        schedule: Sequence[float] | None = None,
+        steps: int | None = None,
+        region: tuple[float, float] | None = None,
+        budget_bytes: int | None = None,
+        home: torch.device | None = None,
+    ):
         self.config = config
         self._schedule = tuple(schedule) if schedule is not None else None
         self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
@@ -37,6 +47,7 @@ class Session:
         self._warmup = config.warmup_of(self._steps) if self._steps is not None else config.warmup_steps
         self._warm_evaluations: int | None = None  # how many evaluations warmup took, once it is over
         self._first_level: float | None = None
+        self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
         self._streams: dict[Hashable, Stream] = {}
         self._calls: list[Call] = []  # of the present evaluation
         self._began: float | None = None
@@ -48,9 +59,13 @@ class Session:
     def _hopeless(self) -> str | None:
         if self.config.warmup_steps == 1:
             return "warmup_steps is 1, which leaves no change to measure; use 0 (automatic) or at least 2"
-        if self._steps is not None and not policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval):
-            return (f"of {self._steps} steps {self._warmup} are warmup and, with reuse_interval {self.config.reuse_interval}, "
-                    "none of the rest may be reused")
+        if self._steps is not None and not policy.most_reuse_evaluations(
+            self._steps, self._warmup, self.config.reuse_interval
+        ):
+            return (
+                f"of {self._steps} steps {self._warmup} are warmup and, with reuse_interval {self.config.reuse_interval}, "
+                "none of the rest may be reused"
+            )
         return None
 
     # ---- what the host calls
@@ -138,8 +153,10 @@ class Session:
         need = len(self._streams) * hidden * (1 + blocks * sampled / rows)
         if need <= self.budget_bytes:
             return True
-        self.deactivate(f"the stored features of {len(self._streams)} streams need {format_bytes(need)}, "
-                        f"the budget is {format_bytes(self.budget_bytes)}")
+        self.deactivate(
+            f"the stored features of {len(self._streams)} streams need {format_bytes(need)}, "
+            f"the budget is {format_bytes(self.budget_bytes)}"
+        )
         return False
 
     def note_bytes(self, extra: int) -> None:
@@ -163,24 +180,31 @@ class Session:
             if passed > 0:
                 self._streams.clear()
             return "plain" if passed > 0 else "outside"
-        return "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"
+        return (
+            "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"
+        )
+
+    def _step(self, level: float | None) -> int:
+        """The denoising step whose noise level this is; evaluations are not steps, a second-order sampler has more."""
+        if self._schedule is None or level is None:
+            return self.evaluation
+        return sum(entry >= level * (1 - 1e-4) for entry in self._schedule) - 1
 
     def _warming(self, level: float | None) -> bool:
-        if self._schedule is not None and level is not None:
-            # a second-order sampler evaluates more than once per step, so the level says which step this is
-            step = sum(entry >= level * (1 - 1e-4) for entry in self._schedule) - 1
-            return step < self._warmup
-        if self._warmup:
-            return self.evaluation < self._warmup
-        passed = 1.0 if level is None else 1 - level / self._first_level
-        return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
+        if not self._warmup:
+            passed = 1.0 if level is None else 1 - level / self._first_level
+            return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
+        step = self._step(level)
+        self._visits[step] += 1
+        # Heun meets each level twice, first as the end of a step: that evaluation belongs to the step before
+        return step < self._warmup or step == self._warmup and self._visits[step] < self._visits[step - 1]
 
     def _percent_passed(self, level: float | None) -> int:
         """-1 before start_percent, 0 within, 1 after end_percent."""
         if self._region is not None and level is not None:
             return (level <= self._region[1]) - (level > self._region[0])
         if self._steps is not None:
-            percent = self.evaluation / self._steps
+            percent = self._step(level) / self._steps
         else:
             percent = 0.0 if level is None else 1 - level / self._first_level
         return (percent >= self.config.end_percent) - (percent < self.config.start_percent)

@@ -1,4 +1,5 @@
 """What a run did: a block x evaluation table, measured times and the figures that follow from them."""
+
 import statistics
 from dataclasses import asdict, dataclass, field
 
@@ -103,7 +104,15 @@ class RunStats:
 
     def to_dict(self) -> dict:
         """Everything as JSON types."""
-        figures = ("reused", "total", "reuse_ratio", "block_speedup", "seconds_full", "seconds_reuse", "estimated_speedup")
+        figures = (
+            "reused",
+            "total",
+            "reuse_ratio",
+            "block_speedup",
+            "seconds_full",
+            "seconds_reuse",
+            "estimated_speedup",
+        )
         return {"format": FORMAT, **{name: getattr(self, name) for name in figures}, **asdict(self)}
 
     def summary(self) -> str:
@@ -113,8 +122,10 @@ class RunStats:
         full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
         reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"
         speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
-        line = (f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), measured {full} per full and {reuse} "
-                f"per reuse evaluation, estimated speed-up {speedup}, held {format_bytes(self.peak_bytes)}")
+        line = (
+            f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), measured {full} per full and {reuse} "
+            f"per reuse evaluation, estimated speed-up {speedup}, held {format_bytes(self.peak_bytes)}"
+        )
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
 
 

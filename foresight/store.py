@@ -1,4 +1,5 @@
 """What one stream keeps: one slot for a hidden state, and the sampled rows of every block's last output."""
+
 import math
 
 import torch
@@ -45,7 +46,7 @@ class Slot:
         views, start = [], 0
         for entry in layout:
             shape, dtype = entry
-            views.append(buffer[start:start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape))
+            views.append(buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape))
             start += layout_bytes((entry,))
         return tuple(views)
 

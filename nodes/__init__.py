@@ -1,4 +1,5 @@
 """The pack's nodes: schemas and a few lines each."""
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..adapters import live

@@ -1,4 +1,5 @@
 """The bundled demo model as nodes, so that a workflow runs anywhere without a download."""
+
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -48,7 +49,7 @@ class ForesightDemoModel(io.ComfyNode):
             display_name="Foresight Demo Model",
             category=CATEGORY,
             description="A tiny text-to-video model (Wan 2.1 architecture, 3 M parameters) that comes with the pack. It draws a coloured "
-                        "object that moves, 8 frames of 32x32, in seconds on a CPU.",
+            "object that moves, 8 frames of 32x32, in seconds on a CPU.",
             inputs=[],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )
@@ -60,7 +61,10 @@ class ForesightDemoModel(io.ComfyNode):
         network = config.get_model({})
         network.diffusion_model.load_state_dict(model.load_state_dict())
         patcher = comfy.model_patcher.CoreModelPatcher(
-            network, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
+            network,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
         return io.NodeOutput(patcher, DemoVAE())
 
 
@@ -71,9 +75,14 @@ class ForesightDemoPrompt(io.ComfyNode):
             node_id="ForesightDemoPrompt",
             display_name="Foresight Demo Prompt",
             category=CATEGORY,
-            description="Words for the demo model. It knows " + ", ".join(prompt.VOCABULARY)
-                        + ". Leave a kind of word out for any; an empty prompt is the negative.",
-            inputs=[io.String.Input("text", default="red ball moving right", tooltip="At most one colour, one shape and one direction.")],
+            description="Words for the demo model. It knows "
+            + ", ".join(prompt.VOCABULARY)
+            + ". Leave a kind of word out for any; an empty prompt is the negative.",
+            inputs=[
+                io.String.Input(
+                    "text", default="red ball moving right", tooltip="At most one colour, one shape and one direction."
+                )
+            ],
             outputs=[io.Conditioning.Output()],
         )
 
@@ -103,8 +112,12 @@ class ForesightDemoLatent(io.ComfyNode):
             display_name="Foresight Demo Latent",
             category=CATEGORY,
             description="An empty latent for the demo model, which was trained on 8 frames of 32x32.",
-            inputs=[size("width", WIDTH, 16, 64, 4, "Pixels."), size("height", HEIGHT, 16, 64, 4, "Pixels."),
-                    size("length", FRAMES, 1, 32, 1, "Frames."), size("batch_size", 1, 1, 64, 1, "Videos.")],
+            inputs=[
+                size("width", WIDTH, 16, 64, 4, "Pixels."),
+                size("height", HEIGHT, 16, 64, 4, "Pixels."),
+                size("length", FRAMES, 1, 32, 1, "Frames."),
+                size("batch_size", 1, 1, 64, 1, "Videos."),
+            ],
             outputs=[io.Latent.Output()],
         )
 

@@ -2,6 +2,7 @@
 
 The pack's root has an `__init__.py` that only ComfyUI can load, and a folder `nodes/` that must not shadow ComfyUI's `nodes.py`.
 """
+
 import importlib.util
 import os
 import sys
@@ -24,7 +25,11 @@ for _name in ("__init__", ROOT.name, "foresight_pack"):  # the two names that py
 
 def comfyui_path() -> Path | None:
     """COMFYUI_PATH, the folder above `custom_nodes`, or comfy-cli's default; None when none of them holds ComfyUI."""
-    places = [os.environ.get("COMFYUI_PATH"), ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None, "~/comfy/ComfyUI"]
+    places = [
+        os.environ.get("COMFYUI_PATH"),
+        ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None,
+        "~/comfy/ComfyUI",
+    ]
     for place in places:
         if place and (Path(place).expanduser() / "main.py").is_file():
             return Path(place).expanduser()
@@ -32,7 +37,9 @@ def comfyui_path() -> Path | None:
 
 
 COMFYUI = comfyui_path()
-if COMFYUI is not None and importlib.util.find_spec("torchsde") is not None:  # torchsde: ComfyUI's own requirements are there
+if (
+    COMFYUI is not None and importlib.util.find_spec("torchsde") is not None
+):  # torchsde: ComfyUI's own requirements are there
     sys.path.insert(0, str(COMFYUI))
     import torch
     from comfy.cli_args import args

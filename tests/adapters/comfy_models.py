@@ -1,0 +1,158 @@
+"""Tiny random instances of ComfyUI's own classes as ModelPatchers, with conditioning, for real sampler runs on the CPU."""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import torch
+
+CPU = torch.device("cpu")
+
+
+def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def _patcher(config_class, unet_config: dict) -> comfy.model_patcher.ModelPatcher:
+    config = config_class({**unet_config, "dtype": torch.float32})
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model({})
+    g = torch.Generator().manual_seed(0)
+    for p in network.diffusion_model.parameters():
+        p.data = torch.randn(p.shape, generator=g) * 0.08
+    return comfy.model_patcher.ModelPatcher(network, load_device=CPU, offload_device=CPU)
+
+
+class Model:
+    """A patcher, its blocks in order, and a way to make conditioning and latents for it.
+
+    `text(seed, tokens)` is a CONDITIONING; `latent(batch)` an empty latent.
+    """
+
+    def __init__(self, name, config_class, unet_config, stack, latent, text_dim, pooled_dim=None, masked=False):
+        self.name, self.patcher = name, _patcher(config_class, unet_config)
+        diffusion_model = self.patcher.model.diffusion_model
+        self.stack = [block for blocks in stack for block in getattr(diffusion_model, blocks)]
+        self._latent, self._text_dim, self._pooled_dim, self._masked = latent, text_dim, pooled_dim, masked
+
+    def text(self, seed: int, tokens: int = 6, **extra) -> list:
+        if self._pooled_dim is not None:
+            extra["pooled_output"] = noise(1, self._pooled_dim, seed=seed + 50)
+        if self._masked:
+            extra["attention_mask"] = torch.ones(1, tokens, dtype=torch.int)
+        return [[noise(1, tokens, self._text_dim, seed=seed), extra]]
+
+    def latent(self, batch: int = 1) -> torch.Tensor:
+        return torch.zeros(batch, *self._latent)
+
+
+def wan() -> Model:
+    config = dict(
+        image_model="wan2.1",
+        model_type="t2v",
+        dim=48,
+        ffn_dim=64,
+        num_heads=4,
+        num_layers=4,
+        text_dim=32,
+        freq_dim=16,
+        in_dim=16,
+        out_dim=16,
+    )
+    return Model("wan", comfy.supported_models.WAN21_T2V, config, ["blocks"], (16, 3, 4, 4), 32)
+
+
+def hunyuan(single: int = 3) -> Model:
+    config = dict(
+        image_model="hunyuan_video",
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=24,
+        context_in_dim=32,
+        hidden_size=48,
+        mlp_ratio=2.0,
+        num_heads=3,
+        depth=3,
+        depth_single_blocks=single,
+        axes_dim=[4, 6, 6],
+        theta=256,
+        patch_size=[1, 2, 2],
+        qkv_bias=True,
+        guidance_embed=True,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+    )
+    stack = ["double_blocks", "single_blocks"]
+    return Model("hunyuan", comfy.supported_models.HunyuanVideo, config, stack, (16, 3, 4, 4), 32, 24)
+
+
+def ltxv() -> Model:
+    config = dict(
+        image_model="ltxv",
+        in_channels=128,
+        cross_attention_dim=48,
+        attention_head_dim=12,
+        num_attention_heads=4,
+        caption_channels=32,
+        num_layers=4,
+    )
+    return Model("ltxv", comfy.supported_models.LTXV, config, ["transformer_blocks"], (128, 3, 4, 4), 32, masked=True)
+
+
+def cogvideox() -> Model:
+    config = dict(
+        image_model="cogvideox",
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=16,
+        out_channels=16,
+        time_embed_dim=24,
+        text_embed_dim=32,
+        num_layers=3,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=6,
+        use_rotary_positional_embeddings=True,
+    )
+    return Model("cogvideox", comfy.supported_models.CogVideoX_T2V, config, ["blocks"], (16, 4, 4, 4), 32)
+
+
+MODELS = {"wan": wan, "hunyuan": hunyuan, "ltxv": ltxv, "cogvideox": cogvideox}
+
+
+def sample(
+    model: Model,
+    patcher=None,
+    *,
+    steps=14,
+    cfg=3.0,
+    sampler="euler",
+    scheduler="simple",
+    batch=1,
+    tokens=(6, 6),
+    seed=0,
+    positive=None,
+    **options,
+) -> torch.Tensor:
+    """One sampler run as the KSampler node does it."""
+    latent = model.latent(batch)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            patcher or model.patcher,
+            noise(*latent.shape, seed=100 + seed),
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive or model.text(1, tokens[0]),
+            model.text(2, tokens[1]),
+            latent,
+            seed=seed,
+            disable_pbar=True,
+            **options,
+        )
