@@ -142,7 +142,10 @@ class _Run:
             return executor(*args, **kwargs)
 
     def _keys(self, model: torch.nn.Module, options: dict, device: torch.device) -> list[tuple]:
-        """One key per cond of the call; a uuid alone repeats across cond and uncond, windows, extra passes and models."""
+        """One key per cond of the call.
+
+        A uuid alone repeats across cond and uncond, windows, extra passes and models.
+        """
         window = options.get("context_window")
         frames = tuple(window.index_list) if window is not None else None
         keys = []

@@ -136,8 +136,9 @@ def apply_foresight(
     Args:
         transformer: One of the classes in `families.DIFFUSERS`.
         config: Settings; the defaults when None.
-        steps: Denoising steps of a run, which sets the length of warmup. Wan's pipeline says it by itself; for the others, without
-            it, automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
+        steps: Denoising steps of a run, which sets the length of warmup. Wan's pipeline says it by itself; for the
+            others, without it, automatic warmup lasts until 15 % of the first timestep has passed, and percents are
+            shares of the timestep.
 
     Raises:
         UnsupportedModel: the class of `transformer` has no record.

@@ -1,7 +1,7 @@
-"""The models that are supported, one record each: which blocks form the stack and how the hidden states enter and leave them.
+"""The models that are supported, one record each: the blocks of the stack, and how hidden states pass through them.
 
-A family is matched by the full name of its class, so that nothing is imported to look it up and a subclass, whose blocks may do
-more, is refused until it has a record of its own.
+A family is matched by the full name of its class, so that nothing is imported to look it up and a subclass, whose
+blocks may do more, is refused until it has a record of its own.
 """
 
 import functools
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 Tensors = tuple[torch.Tensor, ...]
-# (first block's input, this block's input, this block's keyword arguments) -> the first block's input in this block's layout
+# (first block's input, this block's input, this block's keyword arguments) -> the first block's input in this block's
+# layout
 Join = Callable[[Tensors, Tensors, Mapping], Tensors]
 
 

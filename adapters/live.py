@@ -1,4 +1,7 @@
-"""What a run did, for people: text on the node, and the newest runs over HTTP. The only file that touches the server."""
+"""What a run did, for people.
+
+Text on the node, and the newest runs over HTTP. The only file that touches the server.
+"""
 
 import logging
 from collections import deque
@@ -40,7 +43,10 @@ def publish(stats: RunStats, node_id: str | None) -> None:
 
 
 def add_routes() -> None:
-    """`GET /foresight/runs`: the newest runs, oldest first, each `RunStats.to_dict()` with prompt_id, node_id and sampler_id."""
+    """`GET /foresight/runs`.
+
+    The newest runs, oldest first, each `RunStats.to_dict()` with prompt_id, node_id and sampler_id.
+    """
     server = _server()
     if server is None:
         return

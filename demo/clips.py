@@ -85,8 +85,8 @@ class Verdict:
 def check(clip: np.ndarray) -> Verdict:
     """Read colour, direction and connectedness of the object in a clip (T, H, W, 3) with values in [0, 1].
 
-    The object is what is saturated (backgrounds are nearly grey). Its colour is the palette entry of the nearest hue to the mean
-    colour, its direction the larger component of the centroid's displacement, which must be 4 pixels or more.
+    The object is what is saturated (backgrounds are nearly grey). Its colour is the palette entry of the nearest hue to
+    the mean colour, its direction the larger component of the centroid's displacement, which must be 4 pixels or more.
     """
     from scipy import ndimage  # only the checker needs scipy; importing the pack does not
 

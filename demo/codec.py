@@ -1,8 +1,8 @@
 """The demo's stand-in for a video VAE: a fixed orthonormal space-to-depth transform, lossless in both directions.
 
-Every 2x2 pixel square of a frame becomes one latent position with 12 channels. The channel mix is the Kronecker product of the
-2x2 Haar basis (mean, horizontal, vertical, diagonal) and an orthonormal colour basis (grey, red-blue, green-magenta), so the
-latent of white noise is white noise and distances between videos are distances between latents.
+Every 2x2 pixel square of a frame becomes one latent position with 12 channels. The channel mix is the Kronecker product
+of the 2x2 Haar basis (mean, horizontal, vertical, diagonal) and an orthonormal colour basis (grey, red-blue, green-
+magenta), so the latent of white noise is white noise and distances between videos are distances between latents.
 """
 
 import torch

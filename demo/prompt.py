@@ -1,4 +1,7 @@
-"""The demo's stand-in for a text encoder: words of a small vocabulary to one-hot embeddings, one row per kind of word."""
+"""The demo's stand-in for a text encoder.
+
+Words of a small vocabulary to one-hot embeddings, one row per kind of word.
+"""
 
 import torch
 
@@ -22,7 +25,7 @@ _WORDS = [word for words in KINDS.values() for word in words]
 
 
 def parse(prompt: str) -> dict[str, str | None]:
-    """Prompt such as "red ball moving right" to {"colour": "red", "shape": "ball", "direction": "right"}; None means any.
+    """Prompt ("red ball moving right") to words by kind ({"colour": "red", ...}); None means any.
 
     Raises:
         ValueError: a word is not in the vocabulary, or two words are of one kind.

@@ -22,8 +22,8 @@ DROP_WORD, DROP_PROMPT = 0.05, 0.1
 class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest orthogonal matrix of the update (Jordan et al. 2024) by five Newton-Schulz iterations.
 
-    `torch.optim.Muon` does the same in bf16, one matrix at a time: 3.3 s a step on two AVX2 cores for this model, against
-    0.15 s here in fp32 with equal shapes stacked; the model's own forward and backward take 2.6 s.
+    `torch.optim.Muon` does the same in bf16, one matrix at a time: 3.3 s a step on two AVX2 cores for this model,
+    against 0.15 s here in fp32 with equal shapes stacked; the model's own forward and backward take 2.6 s.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95):

@@ -1,4 +1,7 @@
-"""The Foresight engine (arXiv 2506.00329): decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only."""
+"""The Foresight engine (arXiv 2506.00329).
+
+Decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only.
+"""
 
 from .config import ForesightConfig
 from .session import Call, Session

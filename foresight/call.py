@@ -69,8 +69,8 @@ class Call:
     def finish(self) -> bool:
         """End the call; False when its result is unusable and `retry` has to take its place.
 
-        That is so when blocks were left out but the stored hidden state was never handed over, because another pack's patch kept
-        block l* from being called, or because memory for the copy ran out.
+        That is so when blocks were left out but the stored hidden state was never handed over, because another pack's
+        patch kept block l* from being called, or because memory for the copy ran out.
         """
         if self._active:
             self._session.note_bytes(sum(x.nbytes for x in self._base or ()))

@@ -21,13 +21,15 @@ class ForesightConfig:
 
     Attributes:
         warmup_steps: W, leading denoising steps that are computed in full; 0 means 15 % of the run's steps, at least 3.
-        threshold: gamma, scale on a block's reference change lambda. Higher reuses more and drifts more; 0 turns reuse off.
-        reuse_interval: R, every R-th evaluation after warmup is computed in full, beginning with the first; 1 turns reuse off.
+        threshold: gamma, scale on a block's reference change lambda. Higher reuses more and drifts more; 0 turns reuse
+            off.
+        reuse_interval: R, every R-th evaluation after warmup is computed in full, beginning with the first; 1 turns
+            reuse off.
         start_percent: Share of sampling before which everything is computed.
         end_percent: Share of sampling after which everything is computed.
-        cache_device: Where the stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", or "auto".
+        cache_device: Where the stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
         cache_budget_gb: Memory that the stored features may take, in GiB; 0 lets the host choose.
-        cache_kind: "output" returns the stored hidden state, "residual" adds its change over the prefix to the present input.
+        cache_kind: "output" hands out the stored hidden state, "residual" adds its change over the prefix to the input.
         sample_rows: Rows of a block output that the change is measured on, about; 0 takes every row (exact).
 
     Raises:
@@ -61,7 +63,10 @@ class ForesightConfig:
 
     @classmethod
     def limits(cls, name: str) -> dict:
-        """Default and limits of one setting, as keyword arguments for a widget: default and either min, max, step or options."""
+        """Default and limits of one setting, as keyword arguments for a widget.
+
+        Default and either min, max, step or options.
+        """
         f = next((f for f in dataclasses.fields(cls) if f.name == name), None)
         if f is None:
             raise ValueError(

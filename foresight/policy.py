@@ -1,4 +1,4 @@
-"""When a block's stored output may stand in for a new computation, in the paper's symbols (arXiv 2506.00329, section 4)."""
+"""When a block's stored output may replace a new computation, in the paper's symbols (arXiv 2506.00329, section 4)."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,8 @@ def block_lambda(changes: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """lambda_l = sum_{t=W-2..W} 10^-(W-t) MSE(x_l(t), x_l(t-1)): a block's reference change.
 
     Args:
-        changes: The changes measured in warmup, oldest first, each (blocks,); the last three count, fewer when there are fewer.
+        changes: The changes measured in warmup, oldest first, each (blocks,); the last three count, fewer when there
+            are fewer.
 
     Returns:
         (blocks,), or None when warmup measured no change.

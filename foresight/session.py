@@ -17,14 +17,15 @@ from .store import layout_bytes, layout_of
 class Session:
     """One sampler run.
 
-    The host calls `begin_evaluation` once per evaluation, `begin_call` once per call of the model, `Call.block` in place of each
-    block, `Call.finish` after it, and `close` at the end.
+    The host calls `begin_evaluation` once per evaluation, `begin_call` once per call of the model, `Call.block` in
+    place of each block, `Call.finish` after it, and `close` at the end.
 
     Args:
         config: The user's settings.
         schedule: Noise levels of the run, first to last (steps + 1 values, falling), if the host knows them.
         steps: Number of denoising steps, if only that is known.
-        region: (highest, lowest) noise level of start_percent..end_percent; None takes the share of the steps, or of the noise level.
+        region: (highest, lowest) noise level of start_percent..end_percent; None takes the share of the steps, or of
+            the noise level.
         budget_bytes: Most memory that the stored features may take; None for no limit.
         home: Device on which hidden states wait between evaluations; None for the model's own.
     """
@@ -63,8 +64,8 @@ class Session:
             self._steps, self._warmup, self.config.reuse_interval
         ):
             return (
-                f"of {self._steps} steps {self._warmup} are warmup and, with reuse_interval {self.config.reuse_interval}, "
-                "none of the rest may be reused"
+                f"of {self._steps} steps {self._warmup} are warmup and, "
+                f"with reuse_interval {self.config.reuse_interval}, none of the rest may be reused"
             )
         return None
 
@@ -100,7 +101,10 @@ class Session:
         return self.stats
 
     def read_back(self, level: torch.Tensor | float | None) -> float | None:
-        """The one device read of an evaluation: what the last one measured, and the level of the next, which is returned."""
+        """The one device read of an evaluation.
+
+        What the last one measured, and the level of the next, which is returned.
+        """
         reports = [call.report() for call in self._calls]
         on_device = isinstance(level, torch.Tensor)
         parts = [report for report in reports if report is not None]

@@ -13,7 +13,8 @@ class Evaluation:
     """One evaluation of the model by the sampler.
 
     Attributes:
-        kind: "warmup", "full" or "reuse" by schedule; "outside" before start_percent; "plain" after end_percent or once inactive.
+        kind: "warmup", "full" or "reuse" by schedule; "outside" before start_percent; "plain" after end_percent or when
+            inactive.
         level: Noise level (the host's sigma or timestep), None where the host gives none.
         seconds: Wall time until the next evaluation began, None if unknown.
         computed: Block calls computed, per block; one call is one block for one stream.
@@ -80,7 +81,7 @@ class RunStats:
 
     @property
     def seconds_full(self) -> float | None:
-        """Median measured seconds of an evaluation without reuse (the median, because the first one also loads and compiles)."""
+        """Median measured seconds of an evaluation without reuse; a mean would count the first one's loading."""
         return self._median(lambda e: sum(e.computed) and not sum(e.reused))
 
     @property
@@ -118,13 +119,15 @@ class RunStats:
     def summary(self) -> str:
         """One line for the log and the node."""
         if not self.reused:
-            return f"inactive: {self.inactive or 'no block qualified'}; {len(self.evaluations)} evaluations computed in full"
+            reason = self.inactive or "no block qualified"
+            return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
         full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
         reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"
         speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
         line = (
-            f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), measured {full} per full and {reuse} "
-            f"per reuse evaluation, estimated speed-up {speedup}, held {format_bytes(self.peak_bytes)}"
+            f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), "
+            f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
+            f"held {format_bytes(self.peak_bytes)}"
         )
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
 

@@ -98,7 +98,10 @@ class Store:
         return samples + (self.slot.nbytes if self.slot else 0)
 
     def refresh(self, block: int, output: Tensors) -> torch.Tensor | None:
-        """Take the sample of a newly computed output; returns its change from the last one (0-d), None the first time."""
+        """Take the sample of a newly computed output.
+
+        Returns its change from the last one (0-d), None the first time.
+        """
         self.layouts[block] = layout_of(output)
         now, before = sample_rows(output, self._rows), self._samples[block]
         if before is None:

@@ -4,13 +4,28 @@ from comfy_api.latest import io
 
 from ..adapters.comfyui import apply_foresight
 from ..foresight import ForesightConfig
+from ..foresight.config import AUTO_WARMUP, AUTO_WARMUP_MIN
 
 CATEGORY = "model/patch/foresight"
 
-
-def _widget(kind, name: str, tooltip: str, **options):
-    """A widget whose default and limits are those of the setting of the same name."""
-    return kind.Input(name, tooltip=tooltip, **ForesightConfig.limits(name), **options)
+_WIDGETS = [  # saved workflows store widgets by position: only ever append
+    (io.Int, "warmup_steps", False,
+     "Steps computed in full first, while each block's usual change is measured. "
+     f"0 = {AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
+    (io.Float, "threshold", False,
+     "A block is reused while its change is at most this multiple of its change during warmup (gamma in the paper). "
+     "Higher is faster and drifts more. 0 = off, the exact plain result."),
+    (io.Int, "reuse_interval", False,
+     "Every n-th evaluation after warmup is computed in full (R in the paper); those between may reuse. "
+     "Higher is faster. 1 = off."),
+    (io.Float, "start_percent", True, "Before this share of sampling everything is computed."),
+    (io.Float, "end_percent", True, "After this share of sampling everything is computed."),
+    (io.Combo, "cache_device", True,
+     "Where a stored hidden state waits between its evaluations: on the GPU, or in RAM. auto = GPU."),
+    (io.Float, "cache_budget_gb", True,
+     "Most memory (GiB) for stored features; a run that needs more is computed in full and says so. "
+     "0 = half of what is free once the model is loaded."),
+]  # fmt: skip
 
 
 class ForesightApply(io.ComfyNode):
@@ -20,55 +35,16 @@ class ForesightApply(io.ComfyNode):
             node_id="ForesightApply",
             display_name="Foresight",
             category=CATEGORY,
-            description="Makes video models faster: transformer blocks whose output barely changes between steps are reused, decided "
-            "per block while the video is made. Put it between the model loader (after LoRAs) and the sampler. "
-            "In workflows with two models (Wan 2.2), use one on each.",
-            search_aliases=[
-                "cache",
-                "teacache",
-                "easycache",
-                "magcache",
-                "speed up",
-                "faster",
-                "block reuse",
-                "layer reuse",
-            ],
+            description="Makes video models faster: transformer blocks whose output barely changes between steps are "
+            "reused, decided per block while the video is made. Put it between the model loader (after LoRAs) and the "
+            "sampler. In workflows with two models (Wan 2.2), use one on each.",
+            search_aliases=["cache", "teacache", "easycache", "magcache", "speed up", "faster", "layer reuse"],
             is_experimental=True,
-            inputs=[  # saved workflows store widgets by position: only ever append
+            inputs=[
                 io.Model.Input("model", tooltip="The video model to make faster."),
-                _widget(
-                    io.Int,
-                    "warmup_steps",
-                    "Steps computed in full first, while each block's usual change is measured. 0 = 15 % of the run, at least 3.",
-                ),
-                _widget(
-                    io.Float,
-                    "threshold",
-                    "A block is reused while its change is at most this multiple of its change during warmup (gamma in the paper). "
-                    "Higher is faster and drifts more. 0 = off, the exact plain result.",
-                ),
-                _widget(
-                    io.Int,
-                    "reuse_interval",
-                    "Every n-th evaluation after warmup is computed in full (R in the paper); those between may reuse. "
-                    "Higher is faster. 1 = off.",
-                ),
-                _widget(
-                    io.Float, "start_percent", "Before this share of sampling everything is computed.", advanced=True
-                ),
-                _widget(io.Float, "end_percent", "After this share of sampling everything is computed.", advanced=True),
-                _widget(
-                    io.Combo,
-                    "cache_device",
-                    "Where a stored hidden state waits between its evaluations: on the GPU, or in RAM. auto = GPU.",
-                    advanced=True,
-                ),
-                _widget(
-                    io.Float,
-                    "cache_budget_gb",
-                    "Most memory (GiB) for stored features; a run that needs more is computed in full and says so. "
-                    "0 = half of what is free once the model is loaded.",
-                    advanced=True,
+                *(
+                    kind.Input(name, tooltip=tooltip, advanced=advanced or None, **ForesightConfig.limits(name))
+                    for kind, name, advanced, tooltip in _WIDGETS
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with block reuse in its sampler runs.")],
@@ -76,7 +52,9 @@ class ForesightApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent, end_percent) -> bool | str:
+    def validate_inputs(cls, start_percent=None, end_percent=None) -> bool | str:
+        if start_percent is None or end_percent is None:  # comes from a link: known at execution only
+            return True
         try:
             ForesightConfig(start_percent=start_percent, end_percent=end_percent)
         except ValueError as error:

@@ -48,8 +48,8 @@ class ForesightDemoModel(io.ComfyNode):
             node_id="ForesightDemoModel",
             display_name="Foresight Demo Model",
             category=CATEGORY,
-            description="A tiny text-to-video model (Wan 2.1 architecture, 3 M parameters) that comes with the pack. It draws a coloured "
-            "object that moves, 8 frames of 32x32, in seconds on a CPU.",
+            description="A tiny text-to-video model (Wan 2.1 architecture, 3 M parameters) that comes with the pack. "
+            "It draws a coloured object that moves, 8 frames of 32x32, in seconds on a CPU.",
             inputs=[],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )

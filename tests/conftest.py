@@ -1,6 +1,7 @@
 """Make the pack importable as `foresight_pack`, and ComfyUI importable where it is installed.
 
-The pack's root has an `__init__.py` that only ComfyUI can load, and a folder `nodes/` that must not shadow ComfyUI's `nodes.py`.
+The pack's root has an `__init__.py` that only ComfyUI can load, and a folder `nodes/` that must not shadow ComfyUI's
+`nodes.py`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Tiny random instances of ComfyUI's own classes as ModelPatchers, with conditioning, for real sampler runs on the CPU."""
+"""Tiny random instances of ComfyUI's own classes as ModelPatchers, with conditioning, for real sampler runs."""
 
 import comfy.model_management
 import comfy.model_patcher

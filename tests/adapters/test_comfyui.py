@@ -72,7 +72,7 @@ def test_off_again_after_on(model, runs, off):
 
 
 class Watch:
-    """Counts calls of the submodules of every block and keeps what entered and left each block, evaluation by evaluation."""
+    """Counts calls of the submodules of every block; keeps what entered and left each block, by evaluation."""
 
     def __init__(self, model, streams=1):
         self.inner, self.outputs, self.inputs = [], [], []
@@ -162,7 +162,10 @@ def test_cond_and_uncond_in_one_call_and_in_two(models, tokens, runs):
 
 
 def test_streams_in_two_calls_are_those_of_cfg_1(models):
-    """At CFG 1 only the cond runs, alone. With cond and uncond in calls of their own, the first reuse decision is the same."""
+    """At CFG 1 only the cond runs, alone.
+
+    With cond and uncond in calls of their own, the first reuse decision is the same.
+    """
     model = models["ltxv"]
     with Watch(model) as together:
         sample(model, patched(model, MUCH), tokens=(6, 4), steps=6)
@@ -421,7 +424,10 @@ def test_every_record_has_an_instance_here(models):
 
 
 def test_controlnet_residuals_between_blocks_still_run(models, runs):
-    """HunyuanVideo adds a ControlNet's residuals in place to what a block returned; the slot must not change by that."""
+    """HunyuanVideo adds a ControlNet's residuals in place to what a block returned.
+
+    The slot must not change by that.
+    """
     model = models["hunyuan"]
     residual = comfy_models.noise(1, 12, 48, seed=9)
     control = {"input": [residual] * 3, "output": [residual] * 3}

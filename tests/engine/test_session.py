@@ -1,6 +1,6 @@
 import pytest
-import toy
 import torch
+import toy
 from foresight_pack.foresight import ForesightConfig, Session
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +37,8 @@ def test_only_the_prefix_is_reused_and_the_blocks_after_it_run():
 
 def test_the_change_is_taken_against_the_last_computed_value():
     config = ForesightConfig(reuse_interval=2, **GAMMA_HALF)
-    # block 0 is reused in evaluation 5; in evaluation 6 it is 4.4: 0.9 from C_0 = 3.5 (0.81 > 0.555), so it is not reused in 7
+    # block 0 is reused in evaluation 5; in evaluation 6 it is 4.4: 0.9 from C_0 = 3.5 (0.81 > 0.555), so it is not
+    # reused in 7
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 15], [4.4, 17], [4.5, 18]], steps=8)
     assert seen[7] == [4.5, 18]
     # block 1 ran in evaluation 5 as well: 17 is 2 from 15, 4 / 0.555 = 7.2
@@ -56,7 +57,8 @@ def test_every_rth_evaluation_is_full(interval, pattern):
 
 def test_a_reuse_evaluation_pushes_the_prefix_deeper():
     config = ForesightConfig(reuse_interval=3, **GAMMA_HALF)
-    # full (4): only block 0 qualifies. reuse (5): block 1 is computed, 14 -> 14.5 is 0.25, qualifies: the slot now holds it
+    # full (4): only block 0 qualifies. reuse (5): block 1 is computed, 14 -> 14.5 is 0.25, qualifies: the slot now
+    # holds it
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 14.5], [99, 99]], steps=7)
     assert seen[5] == [3.5, 14.5]
     assert seen[6] == [0, 14.5]
@@ -95,7 +97,10 @@ def test_a_run_that_cannot_gain_says_so_and_stores_nothing(config, steps, reason
 
 
 def run_streams(net, config, evaluations, grouping, rows=1):
-    """`grouping(evaluation)` gives the calls of an evaluation as lists of streams. Outputs by evaluation and stream, first blocks."""
+    """`grouping(evaluation)` gives the calls of an evaluation as lists of streams.
+
+    Outputs by evaluation and stream, first blocks.
+    """
     session = Session(config, steps=evaluations)
     outputs, starts = [], []
     for evaluation in range(evaluations):
@@ -186,7 +191,8 @@ def test_outside_the_range_everything_is_computed():
     outputs = [[e * 0.5] for e in range(20)]
     seen, stats = toy.play(config, outputs, steps=20)
     assert kinds(stats) == ["warmup"] * 3 + ["outside"] * 7 + ["reuse", "full"] * 3 + ["plain"] * 4
-    # each evaluation moves by 0.5: lambda = 1.1 * 0.25, limit 0.55. After reuse in 10, evaluation 11 is 1.0 from C_9: 1 > 0.55,
+    # each evaluation moves by 0.5: lambda = 1.1 * 0.25, limit 0.55. After reuse in 10, evaluation 11 is 1.0 from C_9: 1
+    # > 0.55,
     # so 12 is computed; 13 is 0.5 from 12 again, so 14 is reused
     assert [e for e in range(20) if seen[e] != outputs[e]] == [10, 14]
 
@@ -296,7 +302,10 @@ def test_out_of_memory_while_handing_over_repeats_the_call(monkeypatch):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation under it creates and that is still alive; `peak` is the most at once."""
+    """Counts the bytes of every storage that an operation under it creates and that is still alive.
+
+    `peak` is the most at once.
+    """
 
     def __init__(self):
         super().__init__()
@@ -336,7 +345,8 @@ def test_a_stream_holds_one_hidden_state_and_the_samples_whatever_the_depth(bloc
         x = (torch.full((1, tokens, dim), 0.1 * evaluation),)
         for block in range(blocks):
             value = evaluation * 0.1 + block
-            # what the host computes is the host's; all that the engine allocates around it is counted, handed-out tensors aside
+            # what the host computes is the host's; all that the engine allocates around it is counted, handed-out
+            # tensors aside
             x = call.block(block, x, lambda value=value: (torch.full((1, tokens, dim), value),))
             held = max(held, sum(t.nbytes for t in _tensors(session)))
         call.finish()

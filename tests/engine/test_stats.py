@@ -23,7 +23,8 @@ def test_figures():
 
 def test_the_line():
     assert stats().summary() == (
-        "reused 2 of 16 block calls (12%), measured 2 s per full and 1 s per reuse evaluation, estimated speed-up 1.14x, held 3.0 MiB"
+        "reused 2 of 16 block calls (12%), measured 2 s per full and 1 s per reuse evaluation, "
+        "estimated speed-up 1.14x, held 3.0 MiB"
     )
     nothing = RunStats(ForesightConfig(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
     assert nothing.summary() == "inactive: no block qualified; 1 evaluations computed in full"

@@ -1,4 +1,4 @@
-"""A toy run: blocks whose outputs are written down, or a random drifting network, driven through the engine like a host would."""
+"""Toys: blocks whose outputs are written down, and a random drifting network, driven as a host would."""
 
 import torch
 from foresight_pack.foresight import ForesightConfig, RunStats, Session
@@ -43,8 +43,8 @@ class Drifting:
 def reference(net: Drifting, config: ForesightConfig, warmup: int, evaluations: list[list[dict[str, torch.Tensor]]]):
     """The method with every output of every stream kept, straight from the paper.
 
-    `evaluations[e]` are the calls of an evaluation, each the input of its streams by name. Returns, per evaluation, each stream's
-    output, and per evaluation and call the first block that ran.
+    `evaluations[e]` are the calls of an evaluation, each the input of its streams by name. Returns, per evaluation,
+    each stream's output, and per evaluation and call the first block that ran.
     """
     depth = len(net.weights)
     cached, base, changes, slot, seen, last = {}, {}, {}, {}, {}, {}
