@@ -4,6 +4,7 @@ Both work in an environment of their own, kept in the user's cache folder under 
 it is installed once. ComfyUI is used where it is found: COMFYUI_PATH, the folder above `custom_nodes`, or
 ~/comfy/ComfyUI.
 """
+
 import argparse
 import hashlib
 import os

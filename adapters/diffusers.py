@@ -83,7 +83,7 @@ class ForesightHook(ModelHook):
     def end_run(self) -> None:
         """Close the run under way, if any, and log what it did."""
         if self._session is not None:
-            self._stats, self._session = self._session.close(), None
+            self._stats, self._session = self._session.close(timed=False), None
             log.info("Foresight %s", self._stats.summary())
         self._last_level = None
 

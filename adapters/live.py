@@ -42,16 +42,18 @@ def publish(stats: RunStats, node_id: str | None) -> None:
         log.warning("Foresight could not show what the run did", exc_info=True)
 
 
-def add_routes() -> None:
-    """`GET /foresight/runs`.
+def runs() -> list[dict]:
+    """The newest runs, oldest first: each `RunStats.to_dict()` with prompt_id, node_id and sampler_id."""
+    return list(_runs)
 
-    The newest runs, oldest first, each `RunStats.to_dict()` with prompt_id, node_id and sampler_id.
-    """
+
+def add_routes() -> None:
+    """`GET /foresight/runs`: what `runs` returns, as JSON."""
     server = _server()
     if server is None:
         return
     from aiohttp import web
 
     @server.routes.get("/foresight/runs")
-    async def runs(request):
-        return web.json_response(list(_runs))
+    async def answer(request):
+        return web.json_response(runs())

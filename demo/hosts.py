@@ -1,9 +1,11 @@
 """Two ways to run the demo: a real headless ComfyUI server, or diffusers where ComfyUI is not installed."""
+
 import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -29,7 +31,7 @@ API_PROMPT = Path(__file__).with_name("foresight_demo.api.json")  # workflows/fo
 
 @dataclass
 class Clip:
-    """One generated video: frames (T, H, W, 3) in [0, 1], wall seconds, and RunStats.to_dict() unless the run was plain."""
+    """A generated video: frames (T, H, W, 3) in [0, 1], wall seconds, RunStats.to_dict(), None for a plain run."""
 
     frames: np.ndarray
     seconds: float
@@ -141,7 +143,7 @@ class ComfyUI:
 
 
 def demo_prompt(text: str, seed: int, settings: dict | None, steps: int = 50) -> dict:
-    """The demo workflow in the server's format, with these values; its frames are saved by the node with the id "frames"."""
+    """The demo workflow in the server's format, with these values, and a node "frames" that saves its frames."""
     prompt = json.loads(API_PROMPT.read_text())
     ids = {node["class_type"]: name for name, node in prompt.items()}  # prompts occur twice and are found by link
     sampler = prompt[ids["KSampler"]]["inputs"]
@@ -209,6 +211,15 @@ def find(out: Path) -> ComfyUI | Diffusers:
     """The host to use: ComfyUI where COMFYUI_PATH says it is (run.py sets it), else diffusers."""
     path = os.environ.get("COMFYUI_PATH")
     return ComfyUI(Path(path), out / "comfyui.log") if path else Diffusers()
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 def _read_png(data: bytes) -> np.ndarray:

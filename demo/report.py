@@ -1,4 +1,5 @@
 """Pictures and figures of the demo: videos side by side, the map of reused blocks, quality against the plain run."""
+
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def ssim(plain: np.ndarray, other: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
     return float(
-        np.mean([structural_similarity(a, b, channel_axis=-1, data_range=1.0) for a, b in zip(plain, other,
-        strict=True)])
+        np.mean(
+            [structural_similarity(a, b, channel_axis=-1, data_range=1.0) for a, b in zip(plain, other, strict=True)]
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 The same prompts plain and with Foresight, side by side, with a map, measured times and quality.
 """
+
 import argparse
 import json
 import os
@@ -45,10 +46,8 @@ def main() -> None:
           f"({time.perf_counter() - began:.0f} s in all)")  # fmt: skip
 
 
-
-
 def summarize(clips: dict[str, dict[str, hosts.Clip]]) -> dict[str, dict]:
-    """Per setting, over the prompts: mean seconds and reuse ratio, measured speed-up, mean PSNR and SSIM against plain."""
+    """Per setting, over the prompts: mean seconds and reuse ratio, measured speed-up, PSNR and SSIM against plain."""
     rows = {}
     plain = [c["plain"] for c in clips.values()]
     for setting in SETTINGS:
@@ -87,7 +86,7 @@ def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
     report.block_map(out / "map.png", runs, f'"{first}", {steps} steps')
     data = {
         "host": host,
-        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count(),
+        "machine": {"system": platform.platform(), "processor": hosts.processor(), "cores": os.cpu_count(),
                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "torch": torch.__version__,
         "steps": steps,
@@ -99,14 +98,6 @@ def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
         ],
     }  # fmt: skip
     (out / "report.json").write_text(json.dumps(data, indent=1, default=str) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -167,17 +167,17 @@ class Call:
         ready = session.kind == "reuse" and all(
             s.depth >= 0 and s.last == session.evaluation - 1 for s in self._streams
         )
-        if ready and len({stream.depth for stream in self._streams}) == 1:
-            self._depth = self._streams[0].depth
+        depth = self._streams[0].depth if ready and len({stream.depth for stream in self._streams}) == 1 else -1
         for stream in self._streams:
             stream.begin(session.evaluation, session.is_warm(stream), session.config.threshold)
-            if self._depth < 0:
+            if depth < 0:
                 stream.depth = -1  # a full evaluation starts over
         if all(stream.limit is not None for stream in self._streams):
             self._limit = sum(stream.limit for stream in self._streams) / len(self._streams)
             self._keeps = session.next_may_reuse()
-        if session.config.cache_kind == "residual" and (self._depth >= 0 or self._keeps):
+        if session.config.cache_kind == "residual" and (depth >= 0 or self._keeps):
             self._base = tuple(x.clone() for x in inputs)
+        self._depth = depth  # last: only now is everything there that handing over needs
 
     def _base_at(self, join: Callable[[Tensors], Tensors] | None) -> Tensors | None:
         """x_0 in the layout of a block, None for output reuse."""
@@ -195,7 +195,7 @@ class Call:
     def _observe(self, index: int, output: Tensors, join: Callable[[Tensors], Tensors] | None) -> None:
         """Measure a computed output and put it into the slots if it qualifies."""
         changes = [stream.store.refresh(index, self._rows(output, i)) for i, stream in enumerate(self._streams)]
-        if None not in changes:
+        if all(change is not None for change in changes):
             for stream, change in zip(self._streams, changes, strict=True):
                 stream.deltas[index] = change
             if self._limit is not None:

@@ -27,7 +27,7 @@ class ForesightConfig:
             reuse off.
         start_percent: Share of sampling before which everything is computed.
         end_percent: Share of sampling after which everything is computed.
-        cache_device: Where the stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
+        cache_device: Where a stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
         cache_budget_gb: Memory that the stored features may take, in GiB; 0 lets the host choose.
         cache_kind: "output" hands out the stored hidden state, "residual" adds its change over the prefix to the input.
         sample_rows: Rows of a block output that the change is measured on, about; 0 takes every row (exact).

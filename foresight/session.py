@@ -91,9 +91,15 @@ class Session:
         self._calls.append(call)
         return call
 
-    def close(self) -> RunStats:
-        """End the run: read back the last evaluation, drop everything stored, return what happened."""
+    def close(self, timed: bool = True) -> RunStats:
+        """End the run: read back the last evaluation, drop everything stored, return what happened.
+
+        Args:
+            timed: Whether this moment is the end of the last evaluation; else its time is left unknown.
+        """
         if not self._closed:
+            if not timed:
+                self._began = None
             self.read_back(None)
             self._closed = True
             self.kind = "plain"

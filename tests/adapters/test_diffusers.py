@@ -4,8 +4,9 @@ import logging
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed here")
+pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
+import diffusers
 import diffusers.hooks
 from foresight_pack.adapters import diffusers as adapter
 from foresight_pack.adapters import families

@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from foresight_pack.demo import clips, codec, model, prompt
+
+
+def test_the_codec_is_orthonormal_and_lossless():
+    torch.testing.assert_close(codec.BASIS @ codec.BASIS.T, torch.eye(12))
+    video = torch.rand(2, 3, 6, 4, 3)
+    latent = codec.encode(video)
+    assert latent.shape == (2, 12, 3, 3, 2)
+    torch.testing.assert_close(codec.decode(latent), video)
+    assert latent.norm().item() == pytest.approx((video * 2 - 1).norm().item(), rel=1e-5)
+
+
+def test_the_codec_refuses_what_it_cannot_code():
+    with pytest.raises(ValueError, match="video is 5x6 with 3 channels: needs even sides"):
+        codec.encode(torch.rand(1, 1, 6, 5, 3))
+    with pytest.raises(
+        ValueError, match=r"latent of shape \(1, 16, 1, 2, 2\): the demo codec decodes \(B, 12, T, h, w\)"
+    ):
+        codec.decode(torch.rand(1, 16, 1, 2, 2))
+
+
+def test_prompts():
+    assert prompt.parse("a Red ball, moving up") == {"colour": "red", "shape": "ball", "direction": "up"}
+    assert prompt.parse("") == {"colour": None, "shape": None, "direction": None}
+    with pytest.raises(ValueError, match="does not know the word 'cat'; it knows: red, yellow"):
+        prompt.parse("red cat")
+    with pytest.raises(ValueError, match="'left' and 'up' are both a direction"):
+        prompt.parse("left up")
+    embedded = prompt.embed(["red ball", ""])
+    assert embedded.shape == (2, 3, 16)
+    assert (embedded != 0).sum(dim=-1).tolist() == [[1, 1, 1]] * 2  # one-hot
+    assert torch.equal(embedded[0, 2], embedded[1, 2]) and not torch.equal(embedded[0, 0], embedded[1, 0])
+
+
+def test_the_checker_reads_what_was_rendered():
+    g = torch.Generator().manual_seed(5)
+    prompts = clips.random_prompts(100, g)
+    assert all(clips.check(c.numpy()).matches(p) for p, c in zip(prompts, clips.render(prompts, g), strict=True))
+
+
+def test_the_checker_sees_what_is_wrong():
+    (clip,) = clips.render(["red ball moving right"], torch.Generator().manual_seed(1)).numpy()
+    assert clips.check(clip) == clips.Verdict("red", "right", True)
+    assert clips.check(clip[::-1]).direction == "left"
+    assert clips.check(clip[..., ::-1]).colour == "blue"
+    assert clips.check(np.repeat(clip[:1], 8, axis=0)).direction is None
+    torn = clip.copy()
+    torn[3, :8, :8] = (0.9, 0.1, 0.1)
+    torn[3, -8:, -8:] = (0.9, 0.1, 0.1)
+    assert not clips.check(torn).connected
+    assert not clips.check(np.full_like(clip, 0.4)).matches("red ball moving right")
+
+
+def test_key_map_covers_every_parameter_both_ways():
+    pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    state = model.load_state_dict()
+    net = model.load_diffusers(state)  # strict
+    back = model.published_state_dict(net)
+    assert set(back) == set(state) and all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_the_weight_file_is_small_and_the_model_deep_enough():
+    assert model.WEIGHTS.stat().st_size <= 12_000_000
+    assert model.LAYERS >= 10
+
+
+def test_both_hosts_compute_the_same():
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+    pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    from foresight_pack.nodes.demo import ForesightDemoModel
+
+    comfy_model = ForesightDemoModel.execute().args[0].model.diffusion_model
+    x, text = torch.randn(2, 12, 8, 16, 16), prompt.embed(["red ball", ""])
+    for level in (1000.0, 500.0, 20.0):
+        t = torch.full((2,), level)
+        theirs = model.load_diffusers()(x, t, text, return_dict=False)[0]
+        torch.testing.assert_close(comfy_model(x, t, text), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_weight_file_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(model, "WEIGHTS", tmp_path / "gone.safetensors")
+    with pytest.raises(FileNotFoundError, match="reinstall the pack, or make it with `python -m demo.train`"):
+        model.load_state_dict()
+
+
+def test_the_model_draws_what_the_prompt_says():
+    """Four clips at 20 steps; the score on 48 held-out pairs at 50 steps is in demo/training.json."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    from foresight_pack.demo.evaluate import sample
+
+    wanted = ["red ball moving right", "blue box moving up", "yellow ring moving left", "green ball moving down"]
+    made = sample(model.load_diffusers(), wanted, seeds=[11, 12, 13, 14], steps=20)
+    assert sum(clips.check(c.numpy()).matches(p) for p, c in zip(wanted, made, strict=True)) >= 3
+
+
+def test_the_recorded_score_is_that_of_the_issue():
+    facts = json.loads(model.WEIGHTS.with_name("training.json").read_text())
+    assert facts["checker"] >= 0.85 and facts["pairs"] == 48 and facts["sampling_steps"] == 50

@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+from foresight_pack.adapters import comfyui
+from foresight_pack.demo import codec, prompt
+from foresight_pack.foresight import ForesightConfig
+from foresight_pack.nodes.apply import ForesightApply
+from foresight_pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDGETS = [
+    "warmup_steps",
+    "threshold",
+    "reuse_interval",
+    "start_percent",
+    "end_percent",
+    "cache_device",
+    "cache_budget_gb",
+]
+
+
+@pytest.fixture(scope="module")
+def demo_model():
+    return ForesightDemoModel.execute().args[0]
+
+
+def test_widgets_are_in_the_order_of_the_file_format_with_the_limits_of_the_config():
+    inputs = ForesightApply.GET_SCHEMA().inputs
+    assert [i.id for i in inputs] == ["model", *WIDGETS]
+    for widget in inputs[1:]:
+        for name, value in ForesightConfig.limits(widget.id).items():
+            assert getattr(widget, name) == value
+        assert widget.tooltip
+    assert [i.id for i in inputs if getattr(i, "advanced", None)] == WIDGETS[3:]
+
+
+def test_one_model_in_one_model_out():
+    schema = ForesightApply.GET_SCHEMA()
+    assert [o.io_type for o in schema.outputs] == ["MODEL"] and schema.inputs[0].io_type == "MODEL"
+    assert (schema.node_id, schema.display_name, schema.category) == (
+        "ForesightApply",
+        "Foresight",
+        "model/patch/foresight",
+    )
+
+
+def execute(model, **settings):
+    values = {name: ForesightConfig.limits(name)["default"] for name in WIDGETS}
+
+    class Hidden:
+        unique_id = "7"
+
+    class Node(ForesightApply):
+        hidden = Hidden
+
+    return Node.execute(model, **{**values, **settings}).args[0]
+
+
+def wrappers(patcher):
+    return [w[comfyui.KEY] for w in patcher.wrappers.values() if comfyui.KEY in w]
+
+
+def test_the_node_leaves_the_model_alone_and_patches_a_clone(demo_model):
+    patched = execute(demo_model)
+    assert patched is not demo_model and patched.model is demo_model.model
+    assert len(wrappers(patched)) == 1 and not wrappers(demo_model)
+    assert len(wrappers(execute(patched, threshold=1.0))) == 1
+    assert not wrappers(execute(patched, threshold=0.0))
+
+
+def test_contradictory_percents_are_refused_when_queued():
+    assert ForesightApply.validate_inputs(start_percent=0.1, end_percent=0.9) is True
+    assert ForesightApply.validate_inputs(0.9, 0.1) == "start_percent=0.9: must be below end_percent=0.1"
+    assert ForesightApply.validate_inputs(None, 0.1) is True
+
+
+def test_the_demo_prompt_names_what_it_does_not_know():
+    assert ForesightDemoPrompt.validate_inputs("a red ball moving left") is True
+    message = ForesightDemoPrompt.validate_inputs("purple ball")
+    assert "'purple'" in message and all(word in message for word in prompt.VOCABULARY)
+    assert "both a colour" in ForesightDemoPrompt.validate_inputs("red blue ball")
+    (entry,) = ForesightDemoPrompt.execute("red ball").args[0]
+    assert entry[0].shape == (1, 3, 16) and entry[1] == {}
+
+
+def test_core_vae_nodes_take_the_demo_codec():
+    import nodes
+
+    latent = {"samples": torch.randn(2, codec.CHANNELS, 8, 16, 16) * 0.1}
+    (images,) = nodes.VAEDecode().decode(DemoVAE(), latent)
+    assert images.shape == (16, 32, 32, 3) and 0 <= images.min() and images.max() <= 1
+    (back,) = nodes.VAEEncode().encode(DemoVAE(), images[:8])
+    torch.testing.assert_close(back["samples"], latent["samples"][:1])
+
+
+def test_the_empty_latent_has_the_shape_that_the_model_was_trained_on(demo_model):
+    latent = ForesightDemoLatent.execute(32, 32, 8, 2).args[0]["samples"]
+    assert latent.shape == (2, 12, 8, 16, 16) and not latent.any()
+    assert demo_model.get_model_object("latent_format").latent_channels == 12
+
+
+def test_latent_preview_factors_show_the_mean_colour():
+    video = torch.rand(1, 1, 4, 4, 3)
+    factors = torch.tensor(ForesightDemoModel.execute().args[0].get_model_object("latent_format").latent_rgb_factors)
+    preview = (codec.encode(video)[0, :, 0].permute(1, 2, 0) @ factors) / 2 + 0.5
+    mean = video[0, 0].unflatten(0, (2, 2)).unflatten(2, (2, 2)).mean(dim=(1, 3))
+    torch.testing.assert_close(preview, mean)
+
+
+def test_the_workflow_file_and_the_servers_format_say_the_same():
+    ui = json.loads((ROOT / "workflows" / "foresight_demo.json").read_text())
+    api = json.loads((ROOT / "demo" / "foresight_demo.api.json").read_text())
+    assert ui["version"] == 0.4
+    nodes = {str(node["id"]): node for node in ui["nodes"] if node["type"] != "MarkdownNote"}
+    links = {link[0]: [str(link[1]), link[2]] for link in ui["links"]}
+    assert set(nodes) == set(api)
+    for name, node in nodes.items():
+        assert node["type"] == api[name]["class_type"]
+        for slot in node["inputs"]:
+            if slot.get("link") is not None:
+                assert api[name]["inputs"][slot["name"]] == links[slot["link"]]
+        values = [v for v in api[name]["inputs"].values() if not isinstance(v, list)]
+        assert [v for v in node.get("widgets_values") or [] if v != "fixed"] == values
+        if node["type"].startswith("Foresight"):
+            assert node["properties"]["cnr_id"] == "foresight"
+
+
+def test_the_demo_workflow_has_the_defaults_of_the_node():
+    ui = json.loads((ROOT / "workflows" / "foresight_demo.json").read_text())
+    (node,) = [n for n in ui["nodes"] if n["type"] == "ForesightApply"]
+    assert node["widgets_values"] == [ForesightConfig.limits(name)["default"] for name in WIDGETS]
+
+
+def test_every_node_has_a_help_page():
+    pages = {path.stem for path in (ROOT / "js" / "docs").glob("*.md")}
+    assert pages == {
+        n.GET_SCHEMA().node_id for n in (ForesightApply, ForesightDemoModel, ForesightDemoPrompt, ForesightDemoLatent)
+    }
+
+
+def test_the_help_page_of_the_main_node_lists_its_widgets_with_their_defaults():
+    text = (ROOT / "js" / "docs" / "ForesightApply.md").read_text()
+    for name in WIDGETS:
+        limits = ForesightConfig.limits(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {limits['default']:g} |" in row if "min" in limits else f"| {limits['default']} |" in row
+        assert "min" not in limits or f"{limits['min']:g} to {limits['max']:g}" in row

@@ -1,0 +1,84 @@
+"""The real thing: `main.py --cpu` with the pack in it, over HTTP."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+if not os.environ.get("COMFYUI_PATH"):
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import conftest
+from foresight_pack.demo import hosts
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    if conftest.COMFYUI is None:
+        pytest.skip("ComfyUI is not installed here")
+    with hosts.ComfyUI(Path(conftest.COMFYUI), tmp_path_factory.mktemp("server") / "comfyui.log") as host:
+        yield host
+
+
+def test_the_nodes_are_there(server):
+    info = json.loads(server.get("/object_info"))
+    names = {name for name, node in info.items() if node["python_module"].endswith("ComfyUI-Foresight")}
+    assert names == {"ForesightApply", "ForesightDemoModel", "ForesightDemoPrompt", "ForesightDemoLatent"}
+
+
+def test_the_workflow_is_in_the_template_browser(server):
+    assert json.loads(server.get("/workflow_templates"))["ComfyUI-Foresight"] == ["foresight_demo"]
+
+
+def test_the_demo_workflow_gives_the_video(server):
+    import av
+
+    prompt = json.loads(hosts.API_PROMPT.read_text())
+    next(n for n in prompt.values() if n["class_type"] == "KSampler")["inputs"]["steps"] = STEPS
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success"
+    (saved,) = [file for output in entry["outputs"].values() for file in output["images"]]
+    assert saved["filename"].endswith(".mp4")
+    data = server.get("/view?" + "&".join(f"{k}={saved[k]}" for k in ("filename", "subfolder", "type")))
+    frames = [frame.to_ndarray(format="rgb24") for frame in av.open(io.BytesIO(data)).decode(video=0)]
+    assert len(frames) == 8 and frames[0].shape == (256, 256, 3) and frames[0].std() > 5
+    (run,) = [r for r in json.loads(server.get("/foresight/runs")) if r["prompt_id"] == entry["prompt_id"]]
+    assert (run["node_id"], run["sampler_id"], len(run["evaluations"])) == ("2", "6", STEPS)
+    assert run["total"] == STEPS * 12 * 2 and run["seconds_full"] > 0
+
+
+def test_plain_and_off_are_the_same_video_and_reuse_is_another(server):
+    plain = server.generate("blue ring moving up", 5, None, STEPS)
+    off = server.generate("blue ring moving up", 5, {"threshold": 0.0}, STEPS)
+    fast = server.generate("blue ring moving up", 5, {"threshold": 2.0, "reuse_interval": 3}, STEPS)
+    assert (plain.frames == off.frames).all() and plain.stats is None and off.stats is None
+    assert fast.stats["reused"] > 0 and fast.frames.shape == plain.frames.shape == (8, 32, 32, 3)
+
+
+def test_an_unknown_word_is_refused_with_the_vocabulary(server):
+    with pytest.raises(RuntimeError, match="does not know the word 'purple'; it knows: red, yellow"):
+        server.generate("purple ball", 1, None, STEPS)
+
+
+def test_contradictory_settings_are_refused(server):
+    with pytest.raises(RuntimeError, match="start_percent=0.9: must be below end_percent=0.5"):
+        server.generate("red ball", 1, {"start_percent": 0.9, "end_percent": 0.5}, STEPS)
+
+
+def test_the_log_has_one_line_per_run_and_no_error(server):
+    server.generate("red box moving left", 3, {}, STEPS)
+    lines = server.log.read_text().splitlines()
+    runs = len(json.loads(server.get("/foresight/runs")))
+    assert len([line for line in lines if "Foresight reused" in line or "Foresight inactive: no block" in line]) == runs
+    wrong = [
+        line
+        for line in lines
+        if any(word in line for word in ("ERROR", "Error", "Exception", "Traceback", "IMPORT FAILED"))
+    ]
+    assert not [
+        line for line in wrong if "Failed to validate prompt" not in line and "custom_validation_failed" not in line
+    ]
