@@ -25,7 +25,10 @@ def sample(
     t = torch.linspace(1, 0, steps + 1)
     sigmas = model.SHIFT * t / (1 + (model.SHIFT - 1) * t)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        cond, uncond = net(torch.cat([x, x]), sigma.expand(2 * len(x)) * 1000, text, return_dict=False)[0].chunk(2)
+        located = torch.cat([x, model.coordinates(x)], dim=1)
+        cond, uncond = net(torch.cat([located, located]), sigma.expand(2 * len(x)) * 1000, text, return_dict=False)[
+            0
+        ].chunk(2)
         x = x + (sigma_next - sigma) * (uncond + cfg * (cond - uncond))
     return codec.decode(x)
 

@@ -171,6 +171,7 @@ class Diffusers:
         self._config = importlib.import_module("foresight_pack.foresight").ForesightConfig
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT)
         transformer = model.load_diffusers()
+        transformer.register_forward_pre_hook(_locate, with_kwargs=True)
         self._pipe = diffusers.WanPipeline(None, None, None, scheduler, transformer)
         self._pipe.set_progress_bar_config(disable=True)
         return self
@@ -205,6 +206,12 @@ class Diffusers:
                 handle.remove()
         frames = codec.decode(latent)[0].mul(255).round().div(255).numpy()
         return Clip(frames, seconds, stats)
+
+
+def _locate(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Give the transformer its coordinate channels, of which the stock pipeline knows nothing."""
+    x = kwargs["hidden_states"]
+    return args, {**kwargs, "hidden_states": torch.cat([x, model.coordinates(x)], dim=1)}
 
 
 def find(out: Path) -> ComfyUI | Diffusers:

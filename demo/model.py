@@ -13,11 +13,13 @@ SHIFT = 3.0  # flow shift of the sigma schedule, in training and in sampling
 
 DIM, HEADS, FFN_DIM, LAYERS, FREQ_DIM = 128, 4, 384, 12, 64
 
+COORDINATES = 3  # noise-free input channels beside the latent's: t, y, x, each from -1 to 1
+
 DIFFUSERS_CONFIG = dict(
     patch_size=(1, 2, 2),
     num_attention_heads=HEADS,
     attention_head_dim=DIM // HEADS,
-    in_channels=CHANNELS,
+    in_channels=CHANNELS + COORDINATES,
     out_channels=CHANNELS,
     text_dim=TEXT_DIM,
     freq_dim=FREQ_DIM,
@@ -32,7 +34,7 @@ COMFY_CONFIG = dict(
     image_model="wan2.1",
     model_type="t2v",
     patch_size=(1, 2, 2),
-    in_dim=CHANNELS,
+    in_dim=CHANNELS + COORDINATES,
     out_dim=CHANNELS,
     dim=DIM,
     ffn_dim=FFN_DIM,
@@ -44,6 +46,18 @@ COMFY_CONFIG = dict(
     qk_norm=True,
     eps=1e-6,
 )
+
+
+def coordinates(latent: torch.Tensor) -> torch.Tensor:
+    """Where each latent position is: (B, 3, T, h, w) for a latent (B, 12, T, h, w).
+
+    Attention with rotary positions alone sees where tokens are relative to one another, never where the frame begins.
+    Without these channels the model moved its objects along the right axis, but as often as not the wrong way.
+    """
+    axes = [torch.linspace(-1, 1, size, device=latent.device, dtype=latent.dtype) for size in latent.shape[2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return grid[None].expand(latent.shape[0], -1, -1, -1, -1)
+
 
 _TO_DIFFUSERS = [  # (published key, diffusers key), applied in order
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),

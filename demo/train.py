@@ -75,7 +75,8 @@ def training_batch(count: int, generator: torch.Generator) -> tuple[torch.Tensor
     return latents, embed(shown)
 
 
-def train(steps: int, batch: int, seed: int) -> None:
+def train(steps: int, batch: int, seed: int, rate: float = 1.0, resume: bool = False) -> None:
+    """Train for `steps` steps at `rate` times the recipe's learning rates; `resume` starts from the weight file."""
     from diffusers import WanTransformer3DModel
 
     torch.manual_seed(seed)
@@ -85,11 +86,16 @@ def train(steps: int, batch: int, seed: int) -> None:
         for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
             torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(net.proj_out.weight)
+    if resume:
+        net = model.load_diffusers().train().requires_grad_(True)
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in net.parameters() if id(p) not in chosen]
-    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers = [
+        Muon(matrices, lr=0.02 * rate),
+        torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
         for o in optimizers
@@ -101,7 +107,8 @@ def train(steps: int, batch: int, seed: int) -> None:
         noise = torch.randn(latents.shape, generator=generator)
         sigma = sigma_batch(batch, generator)
         s = sigma[:, None, None, None, None]
-        velocity = forward((1 - s) * latents + s * noise, sigma * 1000, text, return_dict=False)[0]
+        noisy = torch.cat([(1 - s) * latents + s * noise, model.coordinates(latents)], dim=1)
+        velocity = forward(noisy, sigma * 1000, text, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(velocity, noise - latents)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -138,5 +145,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates of the recipe")
+    parser.add_argument("--resume", action="store_true", help="start from the weight file")
     args = parser.parse_args()
-    train(args.steps, args.batch, args.seed)
+    train(args.steps, args.batch, args.seed, args.rate, args.resume)

@@ -43,9 +43,8 @@ class Stream:
             unknown = torch.full_like(next(iter(self.deltas.values())), torch.nan)
             self.changes.append(torch.stack([self.deltas.get(block, unknown) for block in range(self.blocks)]))
             self.changes = self.changes[-len(policy.LAMBDA_WEIGHTS) :]
-            reference = policy.block_lambda(self.changes)
             if warm:
-                self.limit, self.changes = threshold * reference, []
+                self.limit, self.changes = threshold * policy.block_lambda(self.changes), []
         self.deltas = {}
         self.last = evaluation
         self.evaluations += 1
@@ -214,10 +213,9 @@ class Call:
         """(3 x measured blocks,) on the device: which qualified, their deltas, their gamma * lambda. None in warmup."""
         if not self._deltas:
             return None
-        limits = self._limit[torch.tensor(list(self._deltas), device=self._limit.device)]
-        return torch.cat(
-            [torch.stack(list(self._flags.values())).float(), torch.stack(list(self._deltas.values())), limits]
-        )
+        flags, deltas = list(self._flags.values()), list(self._deltas.values())
+        limits = [self._limit[block] for block in self._deltas]
+        return torch.cat([torch.stack(flags).float(), torch.stack(deltas), torch.stack(limits)])
 
     def settle(self, values: list[float], evaluation: Evaluation) -> None:
         """Take back the values of `report`: set the streams' new l*, fill in the table."""

@@ -1,6 +1,7 @@
 """The bundled demo model as nodes, so that a workflow runs anywhere without a download."""
 
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
@@ -21,12 +22,22 @@ class _DemoLatentFormat(comfy.latent_formats.LatentFormat):
     latent_rgb_factors = (codec.BASIS.reshape(codec.CHANNELS, 4, 3).mean(dim=1)).tolist()
 
 
+class _LocatedWan(comfy.model_base.WAN21):
+    """Core's Wan 2.1 with the demo's coordinate channels as its concat conditioning."""
+
+    def concat_cond(self, **kwargs) -> torch.Tensor:
+        return model.coordinates(kwargs["noise"])
+
+
 class _DemoWan(comfy.supported_models.WAN21_T2V):
     """Core's Wan 2.1 configuration with the demo's latent and flow shift."""
 
     unet_config = {}
     sampling_settings = {"shift": model.SHIFT}
     latent_format = _DemoLatentFormat
+
+    def get_model(self, state_dict, prefix="", device=None) -> comfy.model_base.BaseModel:
+        return _LocatedWan(self, device=device)
 
 
 class DemoVAE:

@@ -76,10 +76,42 @@ def test_both_hosts_compute_the_same():
 
     comfy_model = ForesightDemoModel.execute().args[0].model.diffusion_model
     x, text = torch.randn(2, 12, 8, 16, 16), prompt.embed(["red ball", ""])
+    x = torch.cat([x, model.coordinates(x)], dim=1)
     for level in (1000.0, 500.0, 20.0):
         t = torch.full((2,), level)
         theirs = model.load_diffusers()(x, t, text, return_dict=False)[0]
         torch.testing.assert_close(comfy_model(x, t, text), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_both_hosts_sample_the_same():
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+    pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    import comfy.sample
+    import comfy.samplers
+    from foresight_pack.demo.evaluate import sample
+    from foresight_pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+
+    t = torch.linspace(1, 0, 7)
+    sigmas = model.SHIFT * t / (1 + (model.SHIFT - 1) * t)
+    latent = ForesightDemoLatent.execute(32, 32, 8, 1).args[0]["samples"]
+    noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(3))[None]
+    positive, negative = (ForesightDemoPrompt.execute(text).args[0] for text in ("red ball moving up", ""))
+    patcher, vae = ForesightDemoModel.execute().args
+    sampler = comfy.samplers.ksampler("euler")
+    with torch.inference_mode():
+        out = comfy.sample.sample_custom(
+            patcher, noise, 4.0, sampler, sigmas, positive, negative, latent, disable_pbar=True
+        )
+    theirs = sample(model.load_diffusers(), ["red ball moving up"], [3], steps=6)
+    torch.testing.assert_close(vae.decode(out), theirs, rtol=0, atol=1e-3)
+
+
+def test_coordinates_run_from_minus_one_to_one():
+    grid = model.coordinates(torch.zeros(2, 12, 3, 4, 5))
+    assert grid.shape == (2, 3, 3, 4, 5)
+    assert grid[0, 0, :, 0, 0].tolist() == [-1, 0, 1]  # t
+    assert grid[1, 1, 0, :, 0].tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])  # y
+    assert grid[0, 2, 0, 0, :].tolist() == [-1, -0.5, 0, 0.5, 1]  # x
 
 
 def test_a_missing_weight_file_says_what_to_do(monkeypatch, tmp_path):
