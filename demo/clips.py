@@ -9,7 +9,7 @@ import torch
 from .prompt import COLOURS, DIRECTIONS, KINDS, SHAPES, parse
 
 FRAMES, HEIGHT, WIDTH = 8, 32, 32
-TRAVEL = (11.0, 15.0)  # pixels that the object moves from the first to the last frame
+TRAVEL = (9.0, 11.0)  # pixels that the object moves from the first to the last frame
 RADIUS = (4.5, 6.0)
 
 
@@ -30,14 +30,14 @@ def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(b, *shape, generator=generator) * (high - low) + low
 
-    # object centre (B, T, 2): along the direction of motion it is centred on the frame, across it is anywhere inside
+    # object centre (B, T, 2): it starts near the middle of the frame and moves outwards; across the motion it is anywhere
     direction = torch.tensor([DIRECTIONS[w["direction"]] for w in wanted], dtype=torch.float32)  # (B, 2)
     size = torch.tensor([WIDTH, HEIGHT], dtype=torch.float32)
     radius = uniform(*RADIUS)
     room = size / 2 - radius[:, None] - 1  # (B, 2)
     across = (uniform(-1, 1, 2) * room) * (1 - direction.abs())
-    wobble = uniform(-1.5, 1.5, 2) * direction.abs()
-    progress = torch.linspace(-0.5, 0.5, FRAMES)[None, :, None]
+    wobble = uniform(-1.0, 1.0, 2) * direction.abs()
+    progress = torch.linspace(-0.1, 0.9, FRAMES)[None, :, None]
     centre = (
         size / 2 - 0.5 + (across + wobble)[:, None] + progress * uniform(*TRAVEL)[:, None, None] * direction[:, None]
     )

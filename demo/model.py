@@ -9,7 +9,7 @@ from .codec import CHANNELS
 from .prompt import TEXT_DIM
 
 WEIGHTS = Path(__file__).with_name("foresight_demo_wan.safetensors")  # keys as in the published Wan 2.1 checkpoints
-SHIFT = 3.0  # flow shift of the sigma schedule, in training and in sampling
+SHIFT = 3.0  # flow shift of the sigma schedule in sampling
 
 DIM, HEADS, FFN_DIM, LAYERS, FREQ_DIM = 128, 4, 384, 12, 64
 

@@ -24,24 +24,17 @@ for _name in ("__init__", ROOT.name, "foresight_pack"):  # the two names that py
     _package(_name)
 
 
-def comfyui_path() -> Path | None:
-    """COMFYUI_PATH, the folder above `custom_nodes`, or comfy-cli's default; None when none of them holds ComfyUI."""
-    places = [
-        os.environ.get("COMFYUI_PATH"),
-        ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None,
-        "~/comfy/ComfyUI",
-    ]
-    for place in places:
-        if place and (Path(place).expanduser() / "main.py").is_file():
-            return Path(place).expanduser()
-    return None
+_spec = importlib.util.spec_from_file_location("foresight_run", ROOT / "run.py")
+run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run)
 
-
-COMFYUI = comfyui_path()
-if (
-    COMFYUI is not None and importlib.util.find_spec("torchsde") is not None
-):  # torchsde: ComfyUI's own requirements are there
-    sys.path.insert(0, str(COMFYUI))
+_comfyui = run.comfyui_path()
+# torchsde stands for ComfyUI's own requirements: without them it is there but cannot be imported
+if _comfyui is None or importlib.util.find_spec("torchsde") is None:
+    os.environ.pop("COMFYUI_PATH", None)
+else:
+    os.environ["COMFYUI_PATH"] = str(_comfyui)  # for the tests that start a server
+    sys.path.insert(0, str(_comfyui))
     import torch
     from comfy.cli_args import args
 
