@@ -77,7 +77,7 @@ class _Run:
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
         home = torch.device("cpu") if config.cache_device == "cpu" else None
         self._session = Session(config, schedule=sigmas.tolist(), region=(highest, lowest), home=home)
-        self._stacks: dict[torch.nn.Module, tuple[Family, list[tuple[torch.nn.Module, Section]]] | None] = {}
+        self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
         self._seen: Counter = Counter()  # (cond index, uuid) within the pass
 
@@ -88,6 +88,7 @@ class _Run:
             (WrappersMP.PREDICT_NOISE, self._predict_noise),
             (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
             (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
+            (WrappersMP.APPLY_MODEL, self._apply_model),
         ):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
         return options
@@ -119,21 +120,41 @@ class _Run:
         self._seen.clear()
         return executor(*args, **kwargs)
 
+    def _apply_model(self, executor, *args, **kwargs):
+        """In place of `_diffusion_model` for the models that do not call its wrappers."""
+        model = executor.class_obj.diffusion_model
+        family, _ = self._stack(getattr(model, "_orig_mod", model))
+        if family is None or family.wrapped:
+            return executor(*args, **kwargs)
+        return self._around(getattr(model, "_orig_mod", model), executor, args, kwargs)
+
     def _diffusion_model(self, executor, *args, **kwargs):
-        model = executor.class_obj
+        return self._around(executor.class_obj, executor, args, kwargs)
+
+    def _stack(self, model: torch.nn.Module) -> tuple[Family | None, list[tuple[torch.nn.Module, Section]]]:
+        """Family and blocks of a model, looked up once a run; (None, []) for one that is not supported."""
         if model not in self._stacks:
             try:
                 family = family_of(model, COMFYUI)
                 self._stacks[model] = family, family.stack(model)
             except UnsupportedModel as error:  # a guider's second model, say: its calls stay plain
                 log.info("Foresight inactive on a second model: %s", error)
-                self._stacks[model] = None
-        known = self._stacks[model]
+                self._stacks[model] = None, []
+        return self._stacks[model]
+
+    def _around(self, model: torch.nn.Module, executor, args: tuple, kwargs: dict):
+        """One call of the model, with its blocks' forwards swapped."""
+        family, stack = self._stack(model)
         options = _transformer_options(args, kwargs)
-        if known is None or options is None:
+        if family is None or options is None or family.plain_with in options:
             return executor(*args, **kwargs)
-        family, stack = known
-        call = self._session.begin_call(self._keys(model, options, args[0].device), len(stack), family.batch_dim)
+        latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
+        keys = self._keys(model, options, latent.device)
+        if family.batch_dim is None:
+            keys = [tuple(keys)]
+        if family.prefetches and self._session.kind == "reuse":
+            options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
+        call = self._session.begin_call(keys, len(stack), family.batch_dim or 0)
         with Swapped(stack, call):
             result = executor(*args, **kwargs)
         if call.finish():

@@ -132,7 +132,9 @@ def test_the_model_draws_one_object_of_the_colour_that_the_prompt_says():
     assert sum(colours) >= 3 and sum(v.connected for v in verdicts) >= 2
 
 
-@pytest.mark.xfail(strict=True, reason="the bundled weights do not yet draw the direction asked for, see demo/README.md")
+@pytest.mark.xfail(
+    strict=True, reason="the bundled weights do not yet draw the direction asked for, see demo/README.md"
+)
 def test_the_recorded_score_reaches_85_percent():
     facts = json.loads(model.WEIGHTS.with_name("training.json").read_text())
     assert facts["pairs"] == 48 and facts["sampling_steps"] == 50 and facts["checker"] >= 0.85
