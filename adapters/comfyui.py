@@ -9,7 +9,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from ..foresight import ForesightConfig, RunStats, Session
+from ..foresight import Call, ForesightConfig, RunStats, Session
 from . import live
 from .families import COMFYUI, Family, Section, Swapped, UnsupportedModel, family_of
 
@@ -120,16 +120,15 @@ class _Run:
         self._seen.clear()
         return executor(*args, **kwargs)
 
+    @torch.compiler.disable(recursive=False)
     def _apply_model(self, executor, *args, **kwargs):
         """In place of `_diffusion_model` for the models that do not call its wrappers."""
         model = executor.class_obj.diffusion_model
-        family, _ = self._stack(getattr(model, "_orig_mod", model))
-        if family is None or family.wrapped:
-            return executor(*args, **kwargs)
-        return self._around(getattr(model, "_orig_mod", model), executor, args, kwargs)
+        return self._around(getattr(model, "_orig_mod", model), False, executor, args, kwargs)
 
+    @torch.compiler.disable(recursive=False)  # with a whole model compiled, this runs inside its graph
     def _diffusion_model(self, executor, *args, **kwargs):
-        return self._around(executor.class_obj, executor, args, kwargs)
+        return self._around(executor.class_obj, True, executor, args, kwargs)
 
     def _stack(self, model: torch.nn.Module) -> tuple[Family | None, list[tuple[torch.nn.Module, Section]]]:
         """Family and blocks of a model, looked up once a run; (None, []) for one that is not supported."""
@@ -142,25 +141,33 @@ class _Run:
                 self._stacks[model] = None, []
         return self._stacks[model]
 
-    def _around(self, model: torch.nn.Module, executor, args: tuple, kwargs: dict):
+    @torch.compiler.disable(recursive=False)
+    def _around(self, model: torch.nn.Module, wrapped: bool, executor, args: tuple, kwargs: dict):
         """One call of the model, with its blocks' forwards swapped."""
-        family, stack = self._stack(model)
-        options = _transformer_options(args, kwargs)
-        if family is None or options is None or family.plain_with in options:
+        stack, call = self._begin_call(model, wrapped, args, kwargs)
+        if call is None:
             return executor(*args, **kwargs)
-        latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
-        keys = self._keys(model, options, latent.device)
-        if family.batch_dim is None:
-            keys = [tuple(keys)]
-        if family.prefetches and self._session.kind == "reuse":
-            options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
-        call = self._session.begin_call(keys, len(stack), family.batch_dim or 0)
         with Swapped(stack, call):
             result = executor(*args, **kwargs)
         if call.finish():
             return result
         with Swapped(stack, call.retry()):
             return executor(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _begin_call(self, model: torch.nn.Module, wrapped: bool, args: tuple, kwargs: dict) -> tuple[list, Call | None]:
+        """The model's stack and the call; None for a call that stays plain."""
+        family, stack = self._stack(model)
+        options = _transformer_options(args, kwargs)
+        if family is None or family.wrapped != wrapped or options is None or family.plain_with in options:
+            return stack, None
+        latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
+        keys = self._keys(model, options, latent.device)
+        if family.batch_dim is None:
+            keys = [tuple(keys)]
+        if family.prefetches and self._session.kind == "reuse":
+            options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
+        return stack, self._session.begin_call(keys, len(stack), family.batch_dim or 0)
 
     def _keys(self, model: torch.nn.Module, options: dict, device: torch.device) -> list[tuple]:
         """One key per cond of the call.

@@ -40,6 +40,7 @@ class Section:
     paired: bool = False
     method: str = "forward"
 
+    @torch.compiler.disable
     def read(self, args: tuple, kwargs: Mapping) -> Tensors:
         """The hidden states among the arguments of a block, without those that are None (a video without audio)."""
         return tuple(x for x in self._slots(args, kwargs) if x is not None)
@@ -52,12 +53,14 @@ class Section:
     def _single(self) -> bool:
         return len(self.inputs) == 1 and not self.paired
 
+    @torch.compiler.disable
     def unpack(self, result) -> Tensors:
         """The hidden states among what a block returned."""
         if self._single:
             return (result,)
         return tuple(x for x in result[: len(result) - len(self.passed)] if x is not None)
 
+    @torch.compiler.disable
     def pack(self, hidden_states: Tensors, args: tuple, kwargs: Mapping):
         """What a block with these arguments would return with these hidden states."""
         if self._single:
@@ -290,6 +293,7 @@ class Swapped:
         self._stack, self._call = stack, call
         self._found: list[tuple[torch.nn.Module, str, object]] = []
 
+    @torch.compiler.disable
     def __enter__(self) -> None:
         for index, (block, section) in enumerate(self._stack):
             name = section.method
@@ -297,6 +301,7 @@ class Swapped:
             # nn.Module's own __setattr__ (and a compiled module's) would look for parameters first
             object.__setattr__(block, name, functools.partial(self._forward, index, section, getattr(block, name)))
 
+    @torch.compiler.disable
     def __exit__(self, *_) -> None:
         for block, name, found in reversed(self._found):
             if found is self:
@@ -305,10 +310,12 @@ class Swapped:
                 object.__setattr__(block, name, found)
         self._found.clear()
 
+    @torch.compiler.disable(recursive=False)
     def _forward(self, index: int, section: Section, original: Callable, /, *args, **kwargs):
         inputs = section.read(args, kwargs)
         results = []
 
+        @torch.compiler.disable(recursive=False)
         def compute() -> Tensors:
             results.append(original(*args, **kwargs))
             return section.unpack(results[0])

@@ -65,6 +65,7 @@ class Call:
         self._deltas: dict[int, torch.Tensor] = {}  # delta of this call's rows together, 0-d
         self._flags: dict[int, torch.Tensor] = {}  # whether the block qualified, 0-d
 
+    @torch.compiler.disable
     def finish(self) -> bool:
         """End the call; False when its result is unusable and `retry` has to take its place.
 
@@ -78,6 +79,7 @@ class Call:
                 stream.store.park()
         return self._depth < 0 or self._depth in self._reused
 
+    @torch.compiler.disable
     def retry(self) -> "Call":
         """A call in place of an unusable one, in which everything is computed."""
         if self._active:
@@ -87,6 +89,7 @@ class Call:
         self._active, self._reused = False, {}
         return self._session.begin_call(self._keys, self._blocks, self._batch_dim)
 
+    @torch.compiler.disable(recursive=False)  # what it decides is in no graph; a block that it computes may be one
     def block(
         self,
         index: int,
@@ -130,6 +133,7 @@ class Call:
         self._active = False
         self._session.deactivate(reason)
 
+    @torch.compiler.disable
     def _guarded(self, step: Callable, *args) -> Tensors | None:
         """Run one of our own steps; when memory runs out the video matters more than the cache."""
         try:

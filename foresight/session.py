@@ -75,6 +75,8 @@ class Session:
         """Begin the next evaluation at noise level `level`, after reading back what the last one measured."""
         level = self.read_back(level)
         self.evaluation += 1
+        # one that missed an evaluation has nothing to compare with; windows that move would pile up
+        self._streams = {key: stream for key, stream in self._streams.items() if stream.last >= self.evaluation - 1}
         self._began = time.perf_counter()
         self.kind = self._kind(level)
         self.stats.evaluations.append(Evaluation(self.kind, level))
@@ -206,8 +208,8 @@ class Session:
             return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
         step = self._step(level)
         self._visits[step] += 1
-        # Heun meets each level twice, first as the end of a step: that evaluation belongs to the step before
-        return step < self._warmup or step == self._warmup and self._visits[step] < self._visits[step - 1]
+        # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
+        return step < self._warmup or step == self._warmup and self.evaluation < self._warmup * self._visits[step - 1]
 
     def _percent_passed(self, level: float | None) -> int:
         """-1 before start_percent, 0 within, 1 after end_percent."""

@@ -137,10 +137,11 @@ def sample(
     tokens=(6, 6),
     seed=0,
     positive=None,
+    latent=None,
     **options,
 ) -> torch.Tensor:
     """One sampler run as the KSampler node does it."""
-    latent = model.latent(batch)
+    latent = model.latent(batch) if latent is None else latent
     with torch.inference_mode():
         return comfy.sample.sample(
             patcher or model.patcher,
