@@ -76,8 +76,8 @@ class ForesightHook(ModelHook):
                 self._config,
                 steps=self._steps or steps,
                 home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
-                budget_bytes=int(self._config.cache_budget_gb * 2**30) or None,
             )
+            self._session.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
         self._session.begin_evaluation(level)
         self._last_level = self._session.stats.evaluations[-1].level
         self._seen = set()

@@ -5,6 +5,7 @@ blocks may do more, is refused until it has a record of its own.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ class Family:
         prefetches: ComfyUI fetches the next block's weights ahead, also those of a block that is left out.
         leaves_last: The last block always runs and is no part of the stack.
         timestep: Argument of a diffusers model that says the noise level.
+        size: Channels of a token and size of a patch in frames, rows and columns, of a ComfyUI model.
     """
 
     name: str
@@ -99,6 +101,17 @@ class Family:
     prefetches: bool = False
     leaves_last: bool = False
     timestep: str = "timestep"
+    size: Callable[[torch.nn.Module], tuple[int, int, int, int]] | None = None
+
+    def hidden_shape(self, model: torch.nn.Module, latent: tuple[int, ...]) -> tuple[int, int, int] | None:
+        """(B, L, C) of the video's hidden state for a latent of shape (B, C, T, h, w), for planning memory.
+
+        Text and reference tokens are not counted. None where a latent's shape does not tell.
+        """
+        if self.size is None or len(latent) != 5:
+            return None
+        width, *patch = self.size(model)
+        return latent[0], math.prod(math.ceil(n / p) for n, p in zip(latent[2:], patch, strict=True)), width
 
     def stack(self, model: torch.nn.Module) -> list[tuple[torch.nn.Module, Section]]:
         """All blocks in the order in which they run, each with its section."""
@@ -136,31 +149,43 @@ _X = (("x", 0),)
 _HIDDEN = (("hidden_states", 0),)
 _HIDDEN_TEXT = (("hidden_states", 0), ("encoder_hidden_states", 1))
 
-_WAN = (Section("blocks", _X),)
+
+def _cosmos_size(model: torch.nn.Module) -> tuple[int, int, int, int]:
+    return model.model_channels, model.patch_temporal, model.patch_spatial, model.patch_spatial
+
+
+def _wan(name: str, model: str, method: str = "forward", **more) -> Family:
+    section = Section("blocks", _X, method=method)
+    return Family(name, f"comfy.ldm.wan.{model}", (section,), size=lambda m: (m.dim, *m.patch_size), **more)
+
+
 _L = "comfy.ldm."
 COMFYUI = (
-    Family("Wan 2.1 / 2.2 (T2V, I2V, 5B, FLF, Fun)", _L + "wan.model.WanModel", _WAN),
+    _wan("Wan 2.1 / 2.2 (T2V, I2V, 5B, FLF, Fun)", "model.WanModel"),
     # between blocks VACE, S2V, Animate and WanDancer add what side blocks give; that code runs in any case
-    Family("Wan VACE", _L + "wan.model.VaceWanModel", _WAN),
-    Family("Wan Fun Camera", _L + "wan.model.CameraWanModel", _WAN),
-    Family("Wan 2.2 S2V", _L + "wan.model.WanModel_S2V", _WAN),
-    Family("HuMo", _L + "wan.model.HumoWanModel", _WAN),
-    Family("SCAIL", _L + "wan.model.SCAILWanModel", _WAN),
-    Family("SCAIL-2", _L + "wan.model.SCAIL2WanModel", _WAN),
-    Family("Wan 2.2 Animate", _L + "wan.model_animate.AnimateWanModel", _WAN),
-    Family(
-        "Wan Animate-2",
-        _L + "wan.model_animate2.WanAnimate2Model",
-        (Section("blocks", _X, method="forward_gen"),),  # `forward_pose` has to go on: its state enters the next block
-    ),
-    Family("WanDancer", _L + "wan.model_wandancer.WanDancerModel", _WAN),
-    Family("Wan Causal-AR", _L + "wan.ar_model.CausalWanModel", _WAN, plain_with="ar_state"),
+    _wan("Wan VACE", "model.VaceWanModel"),
+    _wan("Wan Fun Camera", "model.CameraWanModel"),
+    _wan("Wan 2.2 S2V", "model.WanModel_S2V"),
+    _wan("HuMo", "model.HumoWanModel"),
+    _wan("SCAIL", "model.SCAILWanModel"),
+    _wan("SCAIL-2", "model.SCAIL2WanModel"),
+    _wan("Wan 2.2 Animate", "model_animate.AnimateWanModel"),
+    # `forward_pose` has to go on: its state enters the next block
+    _wan("Wan Animate-2", "model_animate2.WanAnimate2Model", method="forward_gen"),
+    _wan("WanDancer", "model_wandancer.WanDancerModel"),
+    _wan("Wan Causal-AR", "ar_model.CausalWanModel", plain_with="ar_state"),
     Family(
         "HunyuanVideo 1.0 / 1.5",
         _L + "hunyuan_video.model.HunyuanVideo",
         (Section("double_blocks", (("img", 0), ("txt", 1))), Section("single_blocks", (("x", 0),), _joined_text_video)),
+        size=lambda m: (m.hidden_size, *m.patch_size),
     ),
-    Family("LTX-Video", _L + "lightricks.model.LTXVModel", (Section("transformer_blocks", _X),)),
+    Family(
+        "LTX-Video",
+        _L + "lightricks.model.LTXVModel",
+        (Section("transformer_blocks", _X),),
+        size=lambda m: (m.inner_dim, 1, 1, 1),
+    ),
     Family(
         "LTX-2",
         _L + "lightricks.av_model.LTXAVModel",
@@ -172,14 +197,26 @@ COMFYUI = (
         _L + "genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
         (Section("blocks", (("x", 0), ("y", 2))),),
         wrapped=False,
+        size=lambda m: (m.hidden_size_x, 1, m.patch_size, m.patch_size),
     ),
-    Family("Cosmos 1", _L + "cosmos.model.GeneralDIT", (Section("blocks", _X),), batch_dim=3),
-    Family("Cosmos Predict2", _L + "cosmos.predict2.MiniTrainDIT", (Section("blocks", (("x_B_T_H_W_D", 0),)),)),
-    Family("CogVideoX", _L + "cogvideo.model.CogVideoXTransformer3DModel", (Section("blocks", _HIDDEN_TEXT),)),
+    Family("Cosmos 1", _L + "cosmos.model.GeneralDIT", (Section("blocks", _X),), batch_dim=3, size=_cosmos_size),
+    Family(
+        "Cosmos Predict2",
+        _L + "cosmos.predict2.MiniTrainDIT",
+        (Section("blocks", (("x_B_T_H_W_D", 0),)),),
+        size=_cosmos_size,
+    ),
+    Family(
+        "CogVideoX",
+        _L + "cogvideo.model.CogVideoXTransformer3DModel",
+        (Section("blocks", _HIDDEN_TEXT),),
+        size=lambda m: (m.dim, m.patch_size_t or 1, m.patch_size, m.patch_size),
+    ),
     Family(
         "Kandinsky 5",
         _L + "kandinsky5.model.Kandinsky5",
         (Section("visual_transformer_blocks", (("visual_embed", 0),)),),
+        size=lambda m: (m.model_dim, *m.patch_size),
     ),
     Family(
         "SeedVR2",

@@ -8,7 +8,7 @@ import torch
 from . import policy
 from .metric import Tensors
 from .stats import Evaluation
-from .store import Store, layout_of
+from .store import Store, layout_of, stream_bytes
 
 if TYPE_CHECKING:
     from .session import Session
@@ -23,6 +23,7 @@ class Stream:
         limit: gamma * lambda, (blocks,), once warmup is over.
         evaluations: How many evaluations the stream took part in; `last` is the newest of them.
         signature: Layout of what entered its first block; another one makes everything stored useless.
+        need: Bytes that it takes, for the slot and for the samples.
         depth: l* of what the slot holds, -1 for nothing.
     """
 
@@ -35,6 +36,7 @@ class Stream:
         self.evaluations = 0
         self.last = -1
         self.signature: tuple | None = None
+        self.need = (0, 0)
         self.depth = -1
 
     def begin(self, evaluation: int, warm: bool, threshold: float) -> None:
@@ -163,8 +165,10 @@ class Call:
             stream = session.stream(key, self._blocks)
             if stream.signature not in (None, signature):
                 stream = session.stream(key, self._blocks, renew=True)
-            if stream.signature is None and not session.allow(self._blocks, rows):
-                return self._stop(session.stats.inactive)
+            if stream.signature is None:
+                stream.need = stream_bytes(layout_of(rows), self._blocks, session.config.sample_rows)
+                if not session.fit():
+                    return self._stop(session.stats.inactive)
             stream.signature = signature
             self._streams.append(stream)
         ready = session.kind == "reuse" and all(

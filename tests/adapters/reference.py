@@ -111,7 +111,8 @@ class Reference:
                 if self.evaluation >= self.warmup and stream.seen >= self.warmup:
                     last = stream.history[-1:-4:-1]
                     stream.limits = [
-                        self.threshold * sum(w * h.get(block, math.nan) for w, h in zip((1, 0.1, 0.01), last, strict=False))
+                        self.threshold
+                        * sum(w * h.get(block, math.nan) for w, h in zip((1, 0.1, 0.01), last, strict=False))
                         for block in range(len(stack))
                     ]
             stream.latest, stream.last, stream.seen = {}, self.evaluation, stream.seen + 1

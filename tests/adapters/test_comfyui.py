@@ -350,9 +350,9 @@ def test_a_block_that_another_node_replaces_midway_costs_the_speed_not_the_video
 
 def test_a_missing_budget_is_said_and_the_result_is_plain(models, runs, monkeypatch):
     model = models["wan"]
-    monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device: 500)
+    monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device, after_first: (500, 0))
     assert torch.equal(sample(model, patched(model, MUCH)), sample(model))
-    assert runs[0].inactive.endswith("the budget is 0.0 MiB") and runs[0].peak_bytes == 0
+    assert runs[0].inactive.endswith("the budgets are 0.0 MiB and 0.0 MiB") and runs[0].peak_bytes == 0
 
 
 def test_cpu_as_cache_device_gives_the_same(models):

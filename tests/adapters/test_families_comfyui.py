@@ -43,6 +43,16 @@ class Run:
 
     def __call__(self, step, **extra):
         """One evaluation, as CFGGuider, BaseModel and the network nest their calls."""
+
+        def predict_noise(x, timestep):
+            return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
+
+        x = contract.latent_at(self.network.latent, step)
+        with torch.inference_mode():
+            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, None, x, self.sigmas[step : step + 1])
+
+    def call_model(self, step, **extra):
+        """The one call of the model in that evaluation."""
         x, sigma = contract.latent_at(self.network.latent, step), self.sigmas[step : step + 1]
         base_model = types.SimpleNamespace(diffusion_model=self.network.model)
         options = {**self.options["transformer_options"], "cond_or_uncond": [0], "uuids": ["one"]}
@@ -51,14 +61,7 @@ class Run:
         def apply_model(x, t, c_concat, c_crossattn, control, transformer_options):
             return self.network.call(x, dict(transformer_options))
 
-        def calc_cond_batch():
-            return self._wrapped(WRAPPERS.APPLY_MODEL, apply_model, base_model, x, sigma, None, None, None, options)
-
-        def predict_noise(x, timestep):
-            return self._wrapped(WRAPPERS.CALC_COND_BATCH, calc_cond_batch, None)
-
-        with torch.inference_mode():
-            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, None, x, sigma)
+        return self._wrapped(WRAPPERS.APPLY_MODEL, apply_model, base_model, x, sigma, None, None, None, options)
 
 
 def stack_of(network):

@@ -13,8 +13,8 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.controlnet
 import comfy.hooks
 import comfy.model_patcher
-import comfy.samplers
 import comfy.sampler_helpers
+import comfy.samplers
 import comfy_extras.nodes_context_windows as windows_nodes
 import comfy_extras.nodes_custom_sampler as guider_nodes
 import comfy_extras.nodes_easycache as easycache_nodes
@@ -146,9 +146,7 @@ def dual_cfg_nested(model, patch):
 @situation()
 def perp_neg(model, patch):
     guider = only(
-        perpneg_nodes.PerpNegGuider.execute(
-            patch(model.patcher), model.text(1), model.text(2), model.text(3), 4.0, 1.0
-        )
+        perpneg_nodes.PerpNegGuider.execute(patch(model.patcher), model.text(1), model.text(2), model.text(3), 4.0, 1.0)
     )
     return guided(model, guider)
 
@@ -353,7 +351,9 @@ def test_reuse_gives_what_the_reference_gives(case, runs):
     (stats,) = runs
     if warmup is None:  # known only when the run is over
         warmup = next(i for i, e in enumerate(stats.evaluations) if e.kind != "warmup")
-    assert [e.kind for e in stats.evaluations[:warmup]] == ["warmup"] * min(warmup, len(stats.evaluations)) or not reuses
+    assert [e.kind for e in stats.evaluations[:warmup]] == ["warmup"] * min(
+        warmup, len(stats.evaluations)
+    ) or not reuses
     reference = Reference(GAMMA, warmup, INTERVAL)
     expected = workflow(model, reference)
     assert stats.reused == reference.reused
