@@ -74,7 +74,7 @@ class _Run:
     """One sampler run: a Session and the wrappers that feed it. Exists inside OUTER_SAMPLE only."""
 
     def __init__(self, config: ForesightConfig, model_patcher, sigmas: torch.Tensor, cfg: float | None = None):
-        self._config, self._cfg = config, cfg
+        self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
@@ -117,8 +117,10 @@ class _Run:
         model = model_patcher.model
         need = self._planned_bytes(model, tuple(noise_shape), conds)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
+        if not self._session.stats.inactive:
+            held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
+            log.info("Foresight: at most %d of %d steps can be reused, %s", self._session.most_reuse, self._steps, held)
         if need and usual:
-            log.info("Foresight will hold about %s", format_bytes(need))
             model.memory_usage_factor = found * (usual + need) / usual
         try:
             return executor(model_patcher, noise_shape, conds, *args, **kwargs)

@@ -59,14 +59,19 @@ class Session:
     def _hopeless(self) -> str | None:
         if self.config.warmup_steps == 1:
             return "warmup_steps is 1, which leaves no change to measure; use 0 (automatic) or at least 2"
-        if self._steps is not None and not policy.most_reuse_evaluations(
-            self._steps, self._warmup, self.config.reuse_interval
-        ):
+        if self.most_reuse == 0:
             return (
-                f"of {self._steps} steps {self._warmup} are warmup and, "
-                f"with reuse_interval {self.config.reuse_interval}, none of the rest may be reused"
+                f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, "
+                f"and with reuse_interval {self.config.reuse_interval} the rest is computed in full"
             )
         return None
+
+    @property
+    def most_reuse(self) -> int | None:
+        """How many of the run's steps can be reused at the most, by schedule; None if the host does not say the steps."""
+        if self._steps is None:
+            return None
+        return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
 
     # ---- what the host calls
 

@@ -364,7 +364,7 @@ def test_cpu_as_cache_device_gives_the_same(models):
 def test_one_line_per_run(models, caplog):
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
         sample(models["wan"], patched(models["wan"], MUCH))
-    (line,) = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
+    _, line = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
     assert (
         line.startswith("Foresight reused ")
         and "block calls" in line
@@ -377,7 +377,14 @@ def test_too_few_steps_says_so(models, caplog, runs):
     model = models["wan"]
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
         assert torch.equal(sample(model, patched(model, ForesightConfig()), steps=4), sample(model, steps=4))
-    assert "inactive: of 4 steps 3 are warmup" in caplog.text
+    assert "inactive: at most 0 of 4 steps can be reused: 3 are warmup" in caplog.text
+
+
+def test_a_short_run_says_how_much_can_be_reused(models, caplog):
+    model = models["wan"]
+    with caplog.at_level(logging.INFO, logger=comfyui.__name__):
+        sample(model, patched(model, ForesightConfig()), steps=8, cfg=1.0)
+    assert "Foresight: at most 2 of 8 steps can be reused" in caplog.text
 
 
 def test_trouble_while_telling_does_not_lose_the_video(models, monkeypatch, caplog):
