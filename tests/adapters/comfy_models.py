@@ -122,7 +122,9 @@ def cogvideox() -> Model:
     return Model("cogvideox", comfy.supported_models.CogVideoX_T2V, config, ["blocks"], (16, 4, 4, 4), 32)
 
 
-MODELS = {"wan": wan, "hunyuan": hunyuan, "ltxv": ltxv, "cogvideox": cogvideox}
+MODELS = {"wan": wan, "hunyuan": hunyuan, "ltxv": ltxv}
+if hasattr(comfy.supported_models, "CogVideoX_T2V"):  # since ComfyUI 0.20
+    MODELS["cogvideox"] = cogvideox
 
 
 def sample(

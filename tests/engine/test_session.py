@@ -83,7 +83,11 @@ def test_two_warmup_evaluations_give_one_change():
     ("config", "steps", "reason"),
     [
         (ForesightConfig(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
-        (ForesightConfig(), 4, "at most 0 of 4 steps can be reused: 3 are warmup, and with reuse_interval 2 the rest is computed in full"),
+        (
+            ForesightConfig(),
+            4,
+            "at most 0 of 4 steps can be reused: 3 are warmup, and with reuse_interval 2 the rest is computed in full",
+        ),
         (ForesightConfig(threshold=0), 20, "threshold is 0"),
         (ForesightConfig(reuse_interval=1), 20, "reuse_interval is 1"),
     ],
