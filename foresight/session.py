@@ -68,7 +68,7 @@ class Session:
 
     @property
     def most_reuse(self) -> int | None:
-        """How many of the run's steps can be reused at the most, by schedule; None if the host does not say the steps."""
+        """How many steps can be reused at the most, by schedule; None if the host does not say how many there are."""
         if self._steps is None:
             return None
         return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
