@@ -30,7 +30,7 @@ def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(b, *shape, generator=generator) * (high - low) + low
 
-    # object centre (B, T, 2): it starts near the middle of the frame and moves outwards; across the motion it is anywhere
+    # object centre (B, T, 2): from near the middle of the frame outwards; across the motion it is anywhere
     direction = torch.tensor([DIRECTIONS[w["direction"]] for w in wanted], dtype=torch.float32)  # (B, 2)
     size = torch.tensor([WIDTH, HEIGHT], dtype=torch.float32)
     radius = uniform(*RADIUS)

@@ -61,8 +61,8 @@ class Muon(torch.optim.Optimizer):
 def sigma_batch(count: int, generator: torch.Generator) -> torch.Tensor:
     """Training noise levels (B,): logit-normal, half under a low and half under a high flow shift.
 
-    A clip's 6144 values are so redundant that colour, place and motion can be read through nearly pure noise: what a clip
-    shows is settled above 0.95, where sampling begins and where a moderate shift alone puts 3 % of the levels.
+    A clip's 24576 values are so redundant that colour, place and motion can be read through nearly pure noise: what a
+    clip shows is settled above 0.95, where sampling begins and where a moderate shift alone puts 3 % of the levels.
     """
     u = torch.sigmoid(torch.randn(count, generator=generator))
     shift = torch.tensor(SHIFTS).repeat(count)[:count]
