@@ -109,6 +109,9 @@ class Session:
                 self._began = None
             self.read_back(None)
             self._closed = True
+            measured = any(ratio is not None for e in self.stats.evaluations for ratio in e.ratio)
+            if not self.stats.inactive and self._warm_evaluations is not None and not measured:
+                self.stats.inactive = "no part of the video was computed twice in a row (moving context windows?)"
             self.kind = "plain"
             self._streams.clear()
         return self.stats

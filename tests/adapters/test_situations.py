@@ -369,3 +369,32 @@ def test_reuse_gives_what_the_reference_gives(case, runs):
         assert bool(stats.reused) == reuses
     if reuses:
         assert not torch.equal(ours, workflow(model, lambda patcher: patcher))
+
+
+def test_two_nodes_with_settings_of_their_own_on_two_branches(models, runs):
+    model = models["wan"]
+    settings = [MUCH, ForesightConfig(threshold=0.7, warmup_steps=4, sample_rows=0)]
+    alone = [sample(model, apply_foresight(model.patcher, config)) for config in settings]
+    branches = [apply_foresight(model.patcher, config) for config in settings]
+    for turn in (0, 1, 1, 0):
+        assert torch.equal(sample(model, branches[turn]), alone[turn])
+    assert not torch.equal(*alone)
+    assert [stats.config for stats in runs[2:]] == [settings[turn] for turn in (0, 1, 1, 0)]
+
+
+def test_another_resolution_in_the_next_run(models, runs):
+    model = models["ltxv"]
+    patched, wide = apply_foresight(model.patcher, MUCH), torch.zeros(1, 128, 3, 4, 8)
+    first, second = sample(model, patched), sample(model, patched, latent=wide)
+    assert torch.equal(second, sample(model, apply_foresight(model.patcher, MUCH), latent=wide))
+    assert torch.equal(sample(model, patched), first)
+    assert all(stats.reused for stats in runs) and runs[1].peak_bytes == 2 * runs[0].peak_bytes
+
+
+def test_moving_windows_say_why_nothing_is_reused(models, runs):
+    context_windows(models["wan"], lambda patcher: apply_foresight(patcher, MUCH), "standard_uniform")
+    (stats,) = runs
+    if not stats.reused:
+        assert "moving context windows" in stats.summary()
+    bound = 4 * 2 * (1 + len(models["wan"].stack)) * 5 * 4 * 48 * 4  # four windows of 5 frames of 4 tokens, two conds
+    assert 0 < stats.peak_bytes <= 2 * bound  # those of the last evaluation and of this one
