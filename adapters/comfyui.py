@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections import Counter
 
 import comfy.model_management
@@ -9,12 +10,15 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from ..foresight import ForesightConfig, RunStats, Session
+from ..foresight import Call, ForesightConfig, RunStats, Session
+from ..foresight.stats import format_bytes
+from ..foresight.store import stream_bytes
 from . import live
 from .families import COMFYUI, Family, Section, Swapped, UnsupportedModel, family_of
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
+_RAM = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class _Template:
 
     def __call__(self, executor, *args, **kwargs):
         guider, sigmas = executor.class_obj, args[3]
-        run = _Run(self._config, guider.model_patcher, sigmas)
+        run = _Run(self._config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
         found = guider.model_options
         guider.model_options = run.install(found)
         try:
@@ -69,25 +73,33 @@ def _tell(stats: RunStats, node_id: str | None) -> None:
 class _Run:
     """One sampler run: a Session and the wrappers that feed it. Exists inside OUTER_SAMPLE only."""
 
-    def __init__(self, config: ForesightConfig, model_patcher, sigmas: torch.Tensor):
-        self._config = config
+    def __init__(self, config: ForesightConfig, model_patcher, sigmas: torch.Tensor, cfg: float | None = None):
+        self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
-        home = torch.device("cpu") if config.cache_device == "cpu" else None
-        self._session = Session(config, schedule=sigmas.tolist(), region=(highest, lowest), home=home)
-        self._stacks: dict[torch.nn.Module, tuple[Family, list[tuple[torch.nn.Module, Section]]] | None] = {}
+        self._session = Session(
+            config,
+            schedule=sigmas.tolist(),
+            region=(highest, lowest),
+            home=_RAM if config.cache_device == "cpu" else None,
+            spill=_RAM if config.cache_device == "auto" else None,
+        )
+        self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
-        self._seen: Counter = Counter()  # (cond index, uuid) within the pass
+        self._seen: Counter = Counter()  # what else makes a key, within the pass
+        self._lock = threading.Lock()  # with several GPUs, the conds of a pass run in threads
 
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
         for kind, wrapper in (
+            (WrappersMP.PREPARE_SAMPLING, self._prepare_sampling),
             (WrappersMP.PREDICT_NOISE, self._predict_noise),
             (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
             (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
+            (WrappersMP.APPLY_MODEL, self._apply_model),
         ):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
         return options
@@ -100,46 +112,105 @@ class _Run:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             return None
 
+    def _prepare_sampling(self, executor, model_patcher, noise_shape, conds, *args, **kwargs):
+        """Let ComfyUI plan for what will be stored: it sizes by the model's memory factor."""
+        model = model_patcher.model
+        need = self._planned_bytes(model, tuple(noise_shape), conds)
+        usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
+        if not self._session.stats.inactive:
+            held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
+            log.info("Foresight: at most %d of %d steps can be reused, %s", self._session.most_reuse, self._steps, held)
+        if need and usual:
+            model.memory_usage_factor = found * (usual + need) / usual
+        try:
+            return executor(model_patcher, noise_shape, conds, *args, **kwargs)
+        finally:
+            model.memory_usage_factor = found
+
+    def _planned_bytes(self, model, noise_shape: tuple[int, ...], conds: dict[str, list]) -> int:
+        """About what the run will hold on the model's device; 0 where that can't be said beforehand, or nothing."""
+        family, stack = self._stack(model.diffusion_model)
+        shape = family and family.hidden_shape(model.diffusion_model, noise_shape)
+        if shape is None or self._session.stats.inactive:
+            return 0
+        layout = ((torch.Size(shape), model.get_dtype_inference()),)
+        slot, samples = stream_bytes(layout, len(stack), self._config.sample_rows)
+        only_positive = self._cfg is not None and math.isclose(self._cfg, 1.0)
+        streams = sum(len(entries) for name, entries in conds.items() if name == "positive" or not only_positive)
+        return slot + streams * samples if self._config.cache_device == "cpu" else streams * (slot + samples)
+
     def _predict_noise(self, executor, *args, **kwargs):
         x, timestep = args[:2]
-        if self._session.evaluation < 0:
-            self._session.budget_bytes = self._budget(x.device)
+        if self._session.evaluation <= 0:  # before the first evaluation, and again when its activations are known
+            self._session.set_budget(*self._budget(x.device, after_first=self._session.evaluation == 0))
         self._session.begin_evaluation(timestep)
         self._pass = -1
         return executor(*args, **kwargs)
 
-    def _budget(self, device: torch.device) -> int | None:
-        """Bytes that may be stored: the user's, else half of what is free now that the model is loaded."""
+    def _budget(self, device: torch.device, after_first: bool) -> tuple[int, int]:
+        """Bytes that may be stored on the model's device and in RAM: the user's figure, else from what is free."""
+        ram = comfy.model_management.get_free_memory(_RAM) // 2
         if self._config.cache_budget_gb:
-            return int(self._config.cache_budget_gb * 2**30)
-        return int(comfy.model_management.get_free_memory(device) / 2)
+            return int(self._config.cache_budget_gb * 2**30), ram
+        free, pooled = comfy.model_management.get_free_memory(device, torch_free_too=True)
+        if device.type == "cpu" or not after_first:
+            return free // 2, ram
+        # torch's pool is as large as an evaluation needs; what is free beside it can go to the cache
+        return free - pooled - comfy.model_management.extra_reserved_memory() + self._session.held_bytes, ram
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._pass += 1
         self._seen.clear()
         return executor(*args, **kwargs)
 
+    @torch.compiler.disable(recursive=False)
+    def _apply_model(self, executor, *args, **kwargs):
+        """In place of `_diffusion_model` for the models that do not call its wrappers."""
+        model = executor.class_obj.diffusion_model
+        return self._around(getattr(model, "_orig_mod", model), False, executor, args, kwargs)
+
+    @torch.compiler.disable(recursive=False)  # with a whole model compiled, this runs inside its graph
     def _diffusion_model(self, executor, *args, **kwargs):
-        model = executor.class_obj
+        return self._around(executor.class_obj, True, executor, args, kwargs)
+
+    def _stack(self, model: torch.nn.Module) -> tuple[Family | None, list[tuple[torch.nn.Module, Section]]]:
+        """Family and blocks of a model, looked up once a run; (None, []) for one that is not supported."""
         if model not in self._stacks:
             try:
                 family = family_of(model, COMFYUI)
                 self._stacks[model] = family, family.stack(model)
             except UnsupportedModel as error:  # a guider's second model, say: its calls stay plain
                 log.info("Foresight inactive on a second model: %s", error)
-                self._stacks[model] = None
-        known = self._stacks[model]
-        options = _transformer_options(args, kwargs)
-        if known is None or options is None:
+                self._stacks[model] = None, []
+        return self._stacks[model]
+
+    @torch.compiler.disable(recursive=False)
+    def _around(self, model: torch.nn.Module, wrapped: bool, executor, args: tuple, kwargs: dict):
+        """One call of the model, with its blocks' forwards swapped."""
+        stack, call = self._begin_call(model, wrapped, args, kwargs)
+        if call is None:
             return executor(*args, **kwargs)
-        family, stack = known
-        call = self._session.begin_call(self._keys(model, options, args[0].device), len(stack), family.batch_dim)
         with Swapped(stack, call):
             result = executor(*args, **kwargs)
         if call.finish():
             return result
         with Swapped(stack, call.retry()):
             return executor(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _begin_call(self, model: torch.nn.Module, wrapped: bool, args: tuple, kwargs: dict) -> tuple[list, Call | None]:
+        """The model's stack and the call; None for a call that stays plain."""
+        family, stack = self._stack(model)
+        options = _transformer_options(args, kwargs)
+        if family is None or family.wrapped != wrapped or options is None or family.plain_with in options:
+            return stack, None
+        latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
+        keys = self._keys(model, options, latent.device)
+        if family.batch_dim is None:
+            keys = [tuple(keys)]
+        if family.prefetches and self._session.kind == "reuse":
+            options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
+        return stack, self._session.begin_call(keys, len(stack), family.batch_dim or 0)
 
     def _keys(self, model: torch.nn.Module, options: dict, device: torch.device) -> list[tuple]:
         """One key per cond of the call.
@@ -149,9 +220,11 @@ class _Run:
         window = options.get("context_window")
         frames = tuple(window.index_list) if window is not None else None
         keys = []
-        for cond in zip(options["cond_or_uncond"], options["uuids"], strict=True):
-            keys.append((id(model), self._pass, frames, *cond, self._seen[cond], device))
-            self._seen[cond] += 1
+        with self._lock:
+            for cond in zip(options["cond_or_uncond"], options["uuids"], strict=True):
+                key = (id(model), device, self._pass, frames, *cond)
+                keys.append((*key, self._seen[key]))
+                self._seen[key] += 1
         return keys
 
 

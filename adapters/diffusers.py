@@ -39,7 +39,7 @@ class ForesightHook(ModelHook):
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         family = family_of(module, DIFFUSERS)
-        self._stack, self._batch_dim = family.stack(module), family.batch_dim
+        self._family, self._stack = family, family.stack(module)
         self._signature = inspect.signature(type(module).forward)
         return module
 
@@ -49,11 +49,13 @@ class ForesightHook(ModelHook):
         except ValueError:  # a pipeline without contexts (Latte): one call, one evaluation
             context = None
         name = "" if context is None else context.name
+        arguments = self._signature.bind_partial(module, *args, **kwargs).arguments
+        if self._family.plain_with and arguments.get(self._family.plain_with) is not None:
+            return self.fn_ref.original_forward(*args, **kwargs)
         if self._session is None or name in self._seen or not self._seen:
-            timestep = self._signature.bind_partial(module, *args, **kwargs).arguments.get("timestep")
-            self._begin_evaluation(timestep, getattr(context, "num_inference_steps", None))
+            self._begin_evaluation(arguments.get(self._family.timestep), getattr(context, "num_inference_steps", None))
         self._seen.add(name)
-        call = self._session.begin_call([name], len(self._stack), self._batch_dim)
+        call = self._session.begin_call([name], len(self._stack), self._family.batch_dim or 0)
         try:
             with Swapped(self._stack, call):
                 result = self.fn_ref.original_forward(*args, **kwargs)
@@ -74,8 +76,8 @@ class ForesightHook(ModelHook):
                 self._config,
                 steps=self._steps or steps,
                 home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
-                budget_bytes=int(self._config.cache_budget_gb * 2**30) or None,
             )
+            self._session.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
         self._session.begin_evaluation(level)
         self._last_level = self._session.stats.evaluations[-1].level
         self._seen = set()

@@ -8,7 +8,7 @@ import torch
 from . import policy
 from .metric import Tensors
 from .stats import Evaluation
-from .store import Store, layout_of
+from .store import Store, layout_of, stream_bytes
 
 if TYPE_CHECKING:
     from .session import Session
@@ -23,6 +23,7 @@ class Stream:
         limit: gamma * lambda, (blocks,), once warmup is over.
         evaluations: How many evaluations the stream took part in; `last` is the newest of them.
         signature: Layout of what entered its first block; another one makes everything stored useless.
+        need: Bytes that it takes, for the slot and for the samples.
         depth: l* of what the slot holds, -1 for nothing.
     """
 
@@ -35,6 +36,7 @@ class Stream:
         self.evaluations = 0
         self.last = -1
         self.signature: tuple | None = None
+        self.need = (0, 0)
         self.depth = -1
 
     def begin(self, evaluation: int, warm: bool, threshold: float) -> None:
@@ -65,6 +67,7 @@ class Call:
         self._deltas: dict[int, torch.Tensor] = {}  # delta of this call's rows together, 0-d
         self._flags: dict[int, torch.Tensor] = {}  # whether the block qualified, 0-d
 
+    @torch.compiler.disable
     def finish(self) -> bool:
         """End the call; False when its result is unusable and `retry` has to take its place.
 
@@ -78,6 +81,7 @@ class Call:
                 stream.store.park()
         return self._depth < 0 or self._depth in self._reused
 
+    @torch.compiler.disable
     def retry(self) -> "Call":
         """A call in place of an unusable one, in which everything is computed."""
         if self._active:
@@ -87,6 +91,7 @@ class Call:
         self._active, self._reused = False, {}
         return self._session.begin_call(self._keys, self._blocks, self._batch_dim)
 
+    @torch.compiler.disable(recursive=False)  # what it decides is in no graph; a block that it computes may be one
     def block(
         self,
         index: int,
@@ -130,6 +135,7 @@ class Call:
         self._active = False
         self._session.deactivate(reason)
 
+    @torch.compiler.disable
     def _guarded(self, step: Callable, *args) -> Tensors | None:
         """Run one of our own steps; when memory runs out the video matters more than the cache."""
         try:
@@ -159,8 +165,10 @@ class Call:
             stream = session.stream(key, self._blocks)
             if stream.signature not in (None, signature):
                 stream = session.stream(key, self._blocks, renew=True)
-            if stream.signature is None and not session.allow(self._blocks, rows):
-                return self._stop(session.stats.inactive)
+            if stream.signature is None:
+                stream.need = stream_bytes(layout_of(rows), self._blocks, session.config.sample_rows)
+                if not session.fit():
+                    return self._stop(session.stats.inactive)
             stream.signature = signature
             self._streams.append(stream)
         ready = session.kind == "reuse" and all(

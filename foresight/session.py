@@ -9,9 +9,7 @@ import torch
 from . import policy
 from .call import Call, Stream
 from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
-from .metric import Tensors
 from .stats import Evaluation, RunStats, format_bytes
-from .store import layout_bytes, layout_of
 
 
 class Session:
@@ -26,8 +24,8 @@ class Session:
         steps: Number of denoising steps, if only that is known.
         region: (highest, lowest) noise level of start_percent..end_percent; None takes the share of the steps, or of
             the noise level.
-        budget_bytes: Most memory that the stored features may take; None for no limit.
         home: Device on which hidden states wait between evaluations; None for the model's own.
+        spill: Where they wait instead when they are over the budget, see `set_budget`; None for nowhere.
     """
 
     def __init__(
@@ -37,14 +35,15 @@ class Session:
         schedule: Sequence[float] | None = None,
         steps: int | None = None,
         region: tuple[float, float] | None = None,
-        budget_bytes: int | None = None,
         home: torch.device | None = None,
+        spill: torch.device | None = None,
     ):
         self.config = config
         self._schedule = tuple(schedule) if schedule is not None else None
         self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
-        self._region, self._home = region, home
-        self.budget_bytes = budget_bytes
+        self._region, self._home, self._spill = region, home, spill
+        self._budget: tuple[int | None, int | None] = (None, None)
+        self._together = 1  # most streams in one call
         self._warmup = config.warmup_of(self._steps) if self._steps is not None else config.warmup_steps
         self._warm_evaluations: int | None = None  # how many evaluations warmup took, once it is over
         self._first_level: float | None = None
@@ -60,14 +59,19 @@ class Session:
     def _hopeless(self) -> str | None:
         if self.config.warmup_steps == 1:
             return "warmup_steps is 1, which leaves no change to measure; use 0 (automatic) or at least 2"
-        if self._steps is not None and not policy.most_reuse_evaluations(
-            self._steps, self._warmup, self.config.reuse_interval
-        ):
+        if self.most_reuse == 0:
             return (
-                f"of {self._steps} steps {self._warmup} are warmup and, "
-                f"with reuse_interval {self.config.reuse_interval}, none of the rest may be reused"
+                f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, "
+                f"and with reuse_interval {self.config.reuse_interval} the rest is computed in full"
             )
         return None
+
+    @property
+    def most_reuse(self) -> int | None:
+        """How many steps can be reused at the most, by schedule; None if the host does not say how many there are."""
+        if self._steps is None:
+            return None
+        return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
 
     # ---- what the host calls
 
@@ -75,6 +79,8 @@ class Session:
         """Begin the next evaluation at noise level `level`, after reading back what the last one measured."""
         level = self.read_back(level)
         self.evaluation += 1
+        # one that missed an evaluation has nothing to compare with; windows that move would pile up
+        self._streams = {key: stream for key, stream in self._streams.items() if stream.last >= self.evaluation - 1}
         self._began = time.perf_counter()
         self.kind = self._kind(level)
         self.stats.evaluations.append(Evaluation(self.kind, level))
@@ -88,6 +94,7 @@ class Session:
             batch_dim: Dimension of the block tensors along which the streams are stacked.
         """
         call = Call(self, keys, blocks, batch_dim)
+        self._together = max(self._together, len(keys))
         self._calls.append(call)
         return call
 
@@ -102,6 +109,9 @@ class Session:
                 self._began = None
             self.read_back(None)
             self._closed = True
+            measured = any(ratio is not None for e in self.stats.evaluations for ratio in e.ratio)
+            if not self.stats.inactive and self._warm_evaluations is not None and not measured:
+                self.stats.inactive = "no part of the video was computed twice in a row (moving context windows?)"
             self.kind = "plain"
             self._streams.clear()
         return self.stats
@@ -153,26 +163,46 @@ class Session:
         """Whether a stream has measured enough; one that joins a run late warms up on its own."""
         return self._warm_evaluations is not None and stream.evaluations >= self._warm_evaluations
 
-    def allow(self, blocks: int, hidden_states: Tensors) -> bool:
-        """Check the budget before a new stream stores anything; over budget, the run becomes inactive."""
-        if self.budget_bytes is None:
+    def fit(self) -> bool:
+        """Choose where the hidden states of all streams wait, so that they fit; if they don't, become inactive."""
+        streams = list(self._streams.values())
+        slots, samples = [stream.need[0] for stream in streams], sum(stream.need[1] for stream in streams)
+        # those of one call are written together, on the model's device
+        whole, staged = sum(slots) + samples, self._together * max(slots, default=0) + samples
+        device, ram = self._budget
+        if self._home is None and (device is None or whole <= device):
             return True
-        rows = sum(x.numel() // x.shape[-1] for x in hidden_states)
-        sampled = min(rows, 2 * self.config.sample_rows) if self.config.sample_rows else rows
-        hidden = layout_bytes(layout_of(hidden_states))
-        need = len(self._streams) * hidden * (1 + blocks * sampled / rows)
-        if need <= self.budget_bytes:
+        if (self._home or self._spill) and (device is None or staged <= device) and (ram is None or sum(slots) <= ram):
+            if self._home is None:
+                self._home = self._spill
+                for stream in streams:
+                    stream.store.settle_at(self._home)
+            self.stats.in_ram = True
             return True
-        self.deactivate(
-            f"the stored features of {len(self._streams)} streams need {format_bytes(need)}, "
-            f"the budget is {format_bytes(self.budget_bytes)}"
-        )
+        need = f"{format_bytes(whole)}, the budget is {_limit(device)}"
+        if self._home or self._spill:
+            need = f"{format_bytes(staged)} beside {format_bytes(sum(slots))} in RAM, "
+            need += f"the budgets are {_limit(device)} and {_limit(ram)}"
+        self.deactivate(f"the stored features of {len(streams)} streams need {need}")
         return False
+
+    def set_budget(self, device: int | None, ram: int | None) -> None:
+        """Most bytes for stored features on the model's device and in RAM, None for no limit; checked at once.
+
+        Hidden states move to RAM (unless the host said they must not) before the run becomes inactive.
+        """
+        self._budget = (device, ram)
+        if not self.stats.inactive:
+            self.fit()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that all streams hold now."""
+        return sum(stream.store.nbytes for stream in list(self._streams.values()))
 
     def note_bytes(self, extra: int) -> None:
         """Record how much is held at this moment; `extra` is held by the call."""
-        held = sum(stream.store.nbytes for stream in self._streams.values()) + extra
-        self.stats.peak_bytes = max(self.stats.peak_bytes, held)
+        self.stats.peak_bytes = max(self.stats.peak_bytes, self.held_bytes + extra)
 
     # ---- decisions
 
@@ -206,8 +236,8 @@ class Session:
             return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
         step = self._step(level)
         self._visits[step] += 1
-        # Heun meets each level twice, first as the end of a step: that evaluation belongs to the step before
-        return step < self._warmup or step == self._warmup and self._visits[step] < self._visits[step - 1]
+        # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
+        return step < self._warmup or step == self._warmup and self.evaluation < self._warmup * self._visits[step - 1]
 
     def _percent_passed(self, level: float | None) -> int:
         """-1 before start_percent, 0 within, 1 after end_percent."""
@@ -218,3 +248,7 @@ class Session:
         else:
             percent = 0.0 if level is None else 1 - level / self._first_level
         return (percent >= self.config.end_percent) - (percent < self.config.start_percent)
+
+
+def _limit(budget: int | None) -> str:
+    return "no limit" if budget is None else format_bytes(max(0, budget))

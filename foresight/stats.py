@@ -50,6 +50,7 @@ class RunStats:
         warmup_steps: W as used.
         peak_bytes: Most memory that the stored features held at once.
         inactive: Why nothing was reused from some point on, or None.
+        in_ram: Whether hidden states waited in RAM.
     """
 
     config: ForesightConfig
@@ -58,6 +59,7 @@ class RunStats:
     evaluations: list[Evaluation] = field(default_factory=list)
     peak_bytes: int = 0
     inactive: str | None = None
+    in_ram: bool = False
 
     @property
     def reused(self) -> int:
@@ -127,7 +129,7 @@ class RunStats:
         line = (
             f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), "
             f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
-            f"held {format_bytes(self.peak_bytes)}"
+            f"held {format_bytes(self.peak_bytes)}{' (hidden states in RAM)' if self.in_ram else ''}"
         )
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
 

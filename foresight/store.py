@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .metric import Tensors, change, sample_rows
+from .metric import Tensors, change, sample_rows, sample_stride
 
 Layout = tuple[tuple[torch.Size, torch.dtype], ...]
 
@@ -21,6 +21,13 @@ def layout_bytes(layout: Layout) -> int:
     return sum(math.ceil(math.prod(shape) * dtype.itemsize / _ALIGN) * _ALIGN for shape, dtype in layout)
 
 
+def stream_bytes(layout: Layout, blocks: int, rows: int) -> tuple[int, int]:
+    """Bytes that a stream takes for its slot and for the samples of all blocks; `layout` and `rows` as in `Store`."""
+    stride = sample_stride(sum(math.prod(shape[:-1]) for shape, _ in layout), rows)
+    sampled = sum(math.ceil(math.prod(shape[:-1]) / stride) * shape[-1] * dtype.itemsize for shape, dtype in layout)
+    return layout_bytes(layout), blocks * sampled
+
+
 class Slot:
     """One hidden state (all tensors of one block output), written where a flag on the device says so.
 
@@ -33,7 +40,7 @@ class Slot:
     """
 
     def __init__(self, nbytes: int, device: torch.device, home: torch.device):
-        self.device, self.home = device, home
+        self.device, self.home = device, home  # `home` may change between calls
         self._buffer: torch.Tensor | None = torch.empty(nbytes, dtype=torch.uint8, device=device)  # while a call writes
         self._parked: torch.Tensor | None = None  # between calls, if home is another device
 
@@ -65,7 +72,8 @@ class Slot:
         if self._buffer is None or self.home == self.device:
             return
         if self._parked is None:
-            self._parked = torch.empty(self._buffer.shape, dtype=torch.uint8, device=self.home)
+            pinned = self.home.type == "cpu" and self.device.type == "cuda"
+            self._parked = torch.empty(self._buffer.shape, dtype=torch.uint8, device=self.home, pin_memory=pinned)
         self._parked.copy_(self._buffer)
         self._buffer = None
 
@@ -86,7 +94,7 @@ class Store:
     """
 
     def __init__(self, blocks: int, rows: int, home: torch.device | None = None):
-        self._rows, self._home = rows, home
+        self._rows, self._home = rows, home  # see `settle_at`
         self.layouts: list[Layout | None] = [None] * blocks
         self._samples: list[Tensors | None] = [None] * blocks
         self.slot: Slot | None = None
@@ -119,6 +127,12 @@ class Store:
             nbytes = max(layout_bytes(layout) for layout in self.layouts if layout is not None)
             self.slot = Slot(nbytes, device, self._home or device)
         self.slot.write_where(flag, output, base)
+
+    def settle_at(self, home: torch.device) -> None:
+        """Let the slot wait on another device from now on."""
+        self._home = home
+        if self.slot is not None:
+            self.slot.home = home
 
     def park(self) -> None:
         """End of a call: the slot goes to where it waits."""

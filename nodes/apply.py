@@ -21,10 +21,11 @@ _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "start_percent", True, "Before this share of sampling everything is computed."),
     (io.Float, "end_percent", True, "After this share of sampling everything is computed."),
     (io.Combo, "cache_device", True,
-     "Where a stored hidden state waits between its evaluations: on the GPU, or in RAM. auto = GPU."),
+     "Where a stored hidden state waits between its evaluations: on the GPU, or in RAM. "
+     "auto = GPU, RAM where the GPU is short of memory."),
     (io.Float, "cache_budget_gb", True,
-     "Most memory (GiB) for stored features; a run that needs more is computed in full and says so. "
-     "0 = half of what is free once the model is loaded."),
+     "Most memory (GiB) for stored features on the GPU; a run that needs more uses RAM (auto), and if that is not "
+     "enough it is computed in full and says so. 0 = what the first evaluation leaves free."),
 ]  # fmt: skip
 
 

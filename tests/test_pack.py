@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_the_root_module_loads_without_comfyui():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.WEB_DIRECTORY == "./js" and (ROOT / "js").is_dir() and callable(module.comfy_entrypoint)
+
+
+@pytest.mark.parametrize("version, lines", [("0.3.64", 1), ("0.10.9", 1), ("0.11.0", 0), ("0.33.0", 0), ("1.0", 0)])
+def test_a_comfyui_that_is_too_old_is_told_so(version, lines, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "comfyui_version", types.SimpleNamespace(__version__=version))
+    test_the_root_module_loads_without_comfyui()
+    assert len(caplog.records) == lines
+    assert not lines or f"needs ComfyUI 0.11 or newer, this is {version}: update ComfyUI" in caplog.text
 
 
 def test_ruff_is_clean():

@@ -122,7 +122,9 @@ def cogvideox() -> Model:
     return Model("cogvideox", comfy.supported_models.CogVideoX_T2V, config, ["blocks"], (16, 4, 4, 4), 32)
 
 
-MODELS = {"wan": wan, "hunyuan": hunyuan, "ltxv": ltxv, "cogvideox": cogvideox}
+MODELS = {"wan": wan, "hunyuan": hunyuan, "ltxv": ltxv}
+if hasattr(comfy.supported_models, "CogVideoX_T2V"):  # since ComfyUI 0.20
+    MODELS["cogvideox"] = cogvideox
 
 
 def sample(
@@ -137,10 +139,11 @@ def sample(
     tokens=(6, 6),
     seed=0,
     positive=None,
+    latent=None,
     **options,
 ) -> torch.Tensor:
     """One sampler run as the KSampler node does it."""
-    latent = model.latent(batch)
+    latent = model.latent(batch) if latent is None else latent
     with torch.inference_mode():
         return comfy.sample.sample(
             patcher or model.patcher,

@@ -350,9 +350,9 @@ def test_a_block_that_another_node_replaces_midway_costs_the_speed_not_the_video
 
 def test_a_missing_budget_is_said_and_the_result_is_plain(models, runs, monkeypatch):
     model = models["wan"]
-    monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device: 500)
+    monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device, after_first: (500, 0))
     assert torch.equal(sample(model, patched(model, MUCH)), sample(model))
-    assert runs[0].inactive.endswith("the budget is 0.0 MiB") and runs[0].peak_bytes == 0
+    assert runs[0].inactive.endswith("the budgets are 0.0 MiB and 0.0 MiB") and runs[0].peak_bytes == 0
 
 
 def test_cpu_as_cache_device_gives_the_same(models):
@@ -364,7 +364,7 @@ def test_cpu_as_cache_device_gives_the_same(models):
 def test_one_line_per_run(models, caplog):
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
         sample(models["wan"], patched(models["wan"], MUCH))
-    (line,) = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
+    _, line = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
     assert (
         line.startswith("Foresight reused ")
         and "block calls" in line
@@ -377,7 +377,14 @@ def test_too_few_steps_says_so(models, caplog, runs):
     model = models["wan"]
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
         assert torch.equal(sample(model, patched(model, ForesightConfig()), steps=4), sample(model, steps=4))
-    assert "inactive: of 4 steps 3 are warmup" in caplog.text
+    assert "inactive: at most 0 of 4 steps can be reused: 3 are warmup" in caplog.text
+
+
+def test_a_short_run_says_how_much_can_be_reused(models, caplog):
+    model = models["wan"]
+    with caplog.at_level(logging.INFO, logger=comfyui.__name__):
+        sample(model, patched(model, ForesightConfig()), steps=8, cfg=1.0)
+    assert "Foresight: at most 2 of 8 steps can be reused" in caplog.text
 
 
 def test_trouble_while_telling_does_not_lose_the_video(models, monkeypatch, caplog):

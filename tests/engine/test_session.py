@@ -83,7 +83,11 @@ def test_two_warmup_evaluations_give_one_change():
     ("config", "steps", "reason"),
     [
         (ForesightConfig(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
-        (ForesightConfig(), 4, "of 4 steps 3 are warmup and, with reuse_interval 2, none of the rest may be reused"),
+        (
+            ForesightConfig(),
+            4,
+            "at most 0 of 4 steps can be reused: 3 are warmup, and with reuse_interval 2 the rest is computed in full",
+        ),
         (ForesightConfig(threshold=0), 20, "threshold is 0"),
         (ForesightConfig(reuse_interval=1), 20, "reuse_interval is 1"),
     ],
@@ -257,7 +261,8 @@ def test_rows_that_do_not_divide_among_the_streams_end_reuse():
 
 
 def test_over_budget_is_said_before_anything_is_stored():
-    session = Session(ForesightConfig(sample_rows=0), steps=20, budget_bytes=2 * 4096)
+    session = Session(ForesightConfig(sample_rows=0), steps=20)
+    session.set_budget(2 * 4096, None)
     session.begin_evaluation()
     one_call(session, (torch.zeros(1, 64, 16),))  # 4096 bytes a hidden state, 2 blocks of samples: 3 * 4096 in all
     stats = session.close()
@@ -446,3 +451,33 @@ def test_a_reused_prefix_leaves_the_first_input_and_the_slot_alone_when_the_host
         else:
             expected = x[0][0, 0, 0].item()
     assert session.close().reused
+
+
+def test_over_the_device_budget_hidden_states_wait_in_ram():
+    """64 rows of 16 floats: 4096 bytes a slot; 2 blocks with exact samples: 8192 bytes of samples a stream."""
+    config, ram = ForesightConfig(sample_rows=0, warmup_steps=2, threshold=2.0), torch.device("cpu")
+    session = Session(config, steps=8, spill=ram)
+    for evaluation in range(8):
+        short = evaluation > 0  # by a byte for two slots at once, from the second evaluation on
+        session.set_budget(2 * 8192 + 2 * 4096 - short, 2 * 4096)
+        session.begin_evaluation()
+        for key in "ab":
+            one_call(session, (torch.zeros(1, 64, 16),), keys=(key,))
+        assert session.stats.inactive is None and session.stats.in_ram == short
+    session.set_budget(2 * 8192 + 4096 - 1, 2 * 4096)
+    stats = session.close()
+    assert stats.inactive == (
+        "the stored features of 2 streams need 0.0 MiB beside 0.0 MiB in RAM, the budgets are 0.0 MiB and 0.0 MiB"
+    )
+    assert stats.reused and "(hidden states in RAM)" in stats.summary()
+
+
+def test_streams_that_come_and_go_do_not_pile_up():
+    session = Session(ForesightConfig(sample_rows=0), steps=20)
+    held = []
+    for evaluation in range(12):
+        session.begin_evaluation()
+        one_call(session, (torch.zeros(1, 64, 16),), keys=(f"window {evaluation}",))
+        held.append(session.held_bytes)
+    assert held[1:] == [2 * held[0]] * 11  # this evaluation's and the last one's
+    assert session.close().reused == 0

@@ -1,0 +1,141 @@
+"""What every supported model has to do, in either host: checked against a network whose blocks are really replaced."""
+
+import itertools
+
+import torch
+
+STEPS = 9
+
+
+def flat(x) -> list[torch.Tensor]:
+    """The tensors in a tensor or in nested lists and tuples."""
+    if isinstance(x, torch.Tensor):
+        return [x]
+    return [t for entry in x for t in flat(entry)] if isinstance(x, (list, tuple)) else []
+
+
+def copied(x) -> list[torch.Tensor]:
+    return [t.clone() for t in flat(x)]
+
+
+def latent_at(shape, step: int) -> torch.Tensor:
+    """The latents move less and less, so that later changes are below lambda."""
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=g) + torch.randn(shape, generator=g) * (1 - 0.5**step)
+
+
+class _Stub(torch.nn.Module):
+    """Stands in a ModuleList for a block that is left out; its other attributes and methods are the block's own."""
+
+    def __init__(self, block, section, give):
+        super().__init__()
+        self.__dict__.update(_block=block, _section=section, _give=give)
+        self.__dict__[section.method] = self._answer
+
+    def __getattr__(self, name):
+        return getattr(self._block, name)
+
+    def _answer(self, *args, **kwargs):
+        return self._section.pack(self._give(self._section.read(args, kwargs), kwargs), args, kwargs)
+
+
+def _reference(model, stack, call, depth, stored, base):
+    """`call()` with stubs for the blocks up to `depth`: the last one gives `stored` (+ the first input - `base`).
+
+    Returns its result, what left every block that ran, and what entered the first one.
+    """
+    seen, entered = {}, []
+    index = {block: i for i, (block, _) in enumerate(stack)}
+    lists = [m for m in model.modules() if isinstance(m, (torch.nn.ModuleList, torch.nn.ModuleDict))]
+    places = [(m, key, index[child]) for m in lists for key, child in m._modules.items() if child in index]
+
+    def give(i):
+        def answer(hidden, kwargs):
+            if i == 0:
+                entered[:] = copied(hidden)
+            if i < depth:
+                return copied(hidden)
+            if base is None:
+                return copied(stored)
+            now, then, join = tuple(entered), tuple(base), stack[i][1].join
+            if join is not None:
+                now, then = (join(b, hidden, kwargs) for b in (now, then))
+            return [n + (s - t) for n, s, t in zip(now, stored, then, strict=True)]
+
+        return answer
+
+    def observe(i, block, section):
+        original = getattr(block, section.method)
+
+        def observed(*args, **kwargs):
+            if i == 0:
+                entered[:] = copied(section.read(args, kwargs))
+            result = original(*args, **kwargs)
+            seen[i] = copied(section.unpack(result))
+            return result
+
+        block.__dict__[section.method] = observed
+
+    try:
+        for container, key, i in places:
+            block, section = stack[i]
+            if i <= depth:
+                container._modules[key] = _Stub(block, section, give(i))
+            else:
+                observe(i, block, section)
+        return copied(call()), seen, list(entered)
+    finally:
+        for container, key, i in places:
+            block, section = stack[i]
+            container._modules[key] = block
+            block.__dict__.pop(section.method, None)
+
+
+def check_reuse(model, stack, plain, active, end, kind: str) -> None:
+    """Compare a run with reuse, evaluation by evaluation, with the network with stubs.
+
+    Args:
+        plain: `plain(step)` is the model's output at a step without Foresight.
+        active: The same within a run with Foresight, called for each step in turn.
+        end: Ends that run and returns its RunStats.
+        kind: `ForesightConfig.cache_kind` of the run.
+    """
+    ran, handles, outputs = [[False] * len(stack) for _ in range(STEPS)], [], []
+    step = 0
+    for i, (block, _) in enumerate(stack):
+        for child in itertools.islice(block.modules(), 1, None):
+            handles.append(child.register_forward_pre_hook(lambda *_, i=i: ran[step].__setitem__(i, True)))
+    for step in range(STEPS):
+        outputs.append(copied(active(step)))
+    stats = end()
+    for handle in handles:
+        handle.remove()
+
+    depths = [sum(1 for reused in e.reused if reused) - 1 for e in stats.evaluations]
+    assert max(depths) >= 0, stats.summary()
+    two_branches = any(section.method != "forward" for _, section in stack)  # one of them goes on in any case
+    newest = {}  # block -> what it gave when it last ran, and what entered the first block then
+    for step, depth in enumerate(depths):
+        stored, base = newest.get(depth, (None, None))
+        base = base if kind == "residual" else None
+        expected, seen, entered = _reference(model, stack, lambda step=step: plain(step), depth, stored, base)
+        for got, want in zip(outputs[step], expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        newest.update({i: (output, entered) for i, output in seen.items()})
+        assert ran[step] == [i > depth or two_branches for i in range(len(stack))]
+    assert not any(section.method in block.__dict__ for block, section in stack)
+
+
+def check_measuring(stack, plain, active, end) -> None:
+    """A run in which nothing qualifies is the plain one, bit for bit, and it did measure."""
+    outputs = [copied(plain(step)) for step in range(STEPS)]
+    for step, expected in enumerate(outputs):
+        got = copied(active(step))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        assert all(torch.isfinite(t).all() for t in got)
+    assert not all(torch.equal(a, b) for a, b in zip(outputs[0], outputs[1], strict=True))
+    stats = end()
+    assert stats.reused == 0 and stats.inactive is None
+    ratios = [ratio for e in stats.evaluations for ratio in e.ratio if ratio is not None]
+    assert len(ratios) >= (STEPS - 3) * len(stack) - 1 and min(ratios) > 1
+    assert not any(section.method in block.__dict__ for block, section in stack)
