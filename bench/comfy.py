@@ -30,6 +30,7 @@ class Demo:
     def __init__(self):
         if not os.environ.get("COMFYUI_PATH"):
             sys.exit("COMFYUI_PATH is not set: the benchmarks run the demo model in ComfyUI")
+        hosts.steady_malloc()
         sys.path.insert(0, os.environ["COMFYUI_PATH"])
         arguments, sys.argv = sys.argv, sys.argv[:1]  # ComfyUI reads them as its own
         import torch

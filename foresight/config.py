@@ -30,7 +30,8 @@ class ForesightConfig:
         cache_device: Where a stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
         cache_budget_gb: Memory that the stored features may take, in GiB; 0 lets the host choose.
         cache_kind: "output" hands out the stored hidden state, "residual" adds its change over the prefix to the input.
-        sample_rows: Rows of a block output that the change is measured on, about; 0 takes every row (exact).
+        sample_rows: Rows of a block output that the change is measured on, about, and a third of them at most; 0 takes
+            every row (exact).
 
     Raises:
         ValueError: a value is outside its limits, or start_percent is not below end_percent.

@@ -8,11 +8,11 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def sample_stride(rows: int, wanted: int) -> int:
-    """Stride that keeps about `wanted` of `rows` rows (at least that many); 1 when `wanted` is 0.
+    """Stride that keeps about `wanted` of `rows` rows, and a third at most; 1 when `wanted` is 0.
 
     It is odd, so that it never walks down one column of a frame whose width in tokens is a power of two.
     """
-    return 1 if wanted == 0 else max(1, rows // wanted) - 1 | 1
+    return 1 if wanted == 0 else max(4, rows // wanted) - 1 | 1
 
 
 def sample_rows(hidden_states: Tensors, wanted: int) -> Tensors:

@@ -4,9 +4,9 @@ from foresight_pack.foresight.metric import change, sample_rows, sample_stride
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted", "stride"), [(512, 1024, 1), (2048, 1024, 1), (4096, 1024, 3), (32760, 1024, 31), (9, 0, 1)]
+    ("rows", "wanted", "stride"), [(512, 1024, 3), (3072, 1024, 3), (6144, 1024, 5), (32760, 1024, 31), (9, 0, 1)]
 )
-def test_stride_is_odd_and_keeps_at_least_the_rows_wanted(rows, wanted, stride):
+def test_stride_is_odd_and_keeps_about_the_rows_wanted_and_a_third_at_most(rows, wanted, stride):
     assert sample_stride(rows, wanted) == stride
 
 
