@@ -21,7 +21,7 @@ SETTINGS = {"plain": None, "default": {}, "fast": {"threshold": 2.0, "reuse_inte
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[1].strip())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[-1])
     parser.add_argument("--out", type=Path, default=hosts.ROOT / "out", help="folder to write to")
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,6 +114,18 @@ def test_coordinates_run_from_minus_one_to_one():
     assert grid[0, 0, :, 0, 0].tolist() == [-1, 0, 1]  # t
     assert grid[1, 1, 0, :, 0].tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])  # y
     assert grid[0, 2, 0, 0, :].tolist() == [-1, -0.5, 0, 0.5, 1]  # x
+
+
+@pytest.mark.parametrize("module", ["demo.run", "demo.train", "demo.evaluate", "bench.memory"])
+def test_commands_import_and_describe_themselves(module):
+    if module in ("demo.train", "demo.evaluate"):
+        pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    code = f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module({module!r}, run_name='__main__')"
+    if module in ("demo.evaluate", "bench.memory"):  # these take no options
+        code = f"import {module}"
+    root = model.WEIGHTS.parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_missing_weight_file_says_what_to_do(monkeypatch, tmp_path):
