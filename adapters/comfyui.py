@@ -1,5 +1,6 @@
 """Foresight in ComfyUI: wrappers on a ModelPatcher, stream keys, and the life of a run."""
 
+import functools
 import logging
 import math
 import threading
@@ -85,6 +86,8 @@ class _Run:
             region=(highest, lowest),
             home=_RAM if config.cache_device == "cpu" else None,
             spill=_RAM if config.cache_device == "auto" else None,
+            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
+            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
         )
         self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation

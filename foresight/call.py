@@ -8,7 +8,7 @@ import torch
 from . import policy
 from .metric import Tensors
 from .stats import Evaluation
-from .store import Store, layout_of, stream_bytes
+from .store import Parking, Store, layout_of, stream_bytes
 
 if TYPE_CHECKING:
     from .session import Session
@@ -27,8 +27,8 @@ class Stream:
         depth: l* of what the slot holds, -1 for nothing.
     """
 
-    def __init__(self, blocks: int, sample_rows: int, home: torch.device | None):
-        self.store = Store(blocks, sample_rows, home)
+    def __init__(self, blocks: int, sample_rows: int, parking: Parking):
+        self.store = Store(blocks, sample_rows, parking)
         self.blocks = blocks
         self.changes: list[torch.Tensor] = []
         self.deltas: dict[int, torch.Tensor] = {}
@@ -67,6 +67,12 @@ class Call:
         self._deltas: dict[int, torch.Tensor] = {}  # delta of this call's rows together, 0-d
         self._flags: dict[int, torch.Tensor] = {}  # whether the block qualified, 0-d
 
+    def prefetch(self, streams: Sequence[Stream]) -> None:
+        """Begin to bring back what these streams stored, so that it is there when the blocks are reached."""
+        for stream in streams:
+            if stream.depth >= 0:
+                self._guarded(stream.store.slot.prefetch)
+
     @torch.compiler.disable
     def finish(self) -> bool:
         """End the call; False when its result is unusable and `retry` has to take its place.
@@ -78,7 +84,7 @@ class Call:
             self._session.note_bytes(sum(x.nbytes for x in self._base or ()))
             self._base = None
             for stream in self._streams:
-                stream.store.park()
+                self._guarded(stream.store.park)
         return self._depth < 0 or self._depth in self._reused
 
     @torch.compiler.disable
@@ -141,7 +147,9 @@ class Call:
         try:
             with torch.no_grad():
                 return step(*args)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # OutOfMemoryError is one; RAM that runs out has no class of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
             self._stop("out of memory while storing or handing over features")
             return None
 
@@ -179,6 +187,7 @@ class Call:
             stream.begin(session.evaluation, session.is_warm(stream), session.config.threshold)
             if depth < 0:
                 stream.depth = -1  # a full evaluation starts over
+                stream.store.clear()
         if all(stream.limit is not None for stream in self._streams):
             self._limit = sum(stream.limit for stream in self._streams) / len(self._streams)
             self._keeps = session.next_may_reuse()

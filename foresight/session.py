@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from . import policy
 from .call import Call, Stream
 from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
 from .stats import Evaluation, RunStats, format_bytes
+from .store import Parking
 
 
 class Session:
@@ -26,6 +27,7 @@ class Session:
             the noise level.
         home: Device on which hidden states wait between evaluations; None for the model's own.
         spill: Where they wait instead when they are over the budget, see `set_budget`; None for nowhere.
+        copy_stream: See `store.Parking`.
     """
 
     def __init__(
@@ -37,11 +39,12 @@ class Session:
         region: tuple[float, float] | None = None,
         home: torch.device | None = None,
         spill: torch.device | None = None,
+        copy_stream: Callable[[torch.device], object] | None = None,
     ):
         self.config = config
         self._schedule = tuple(schedule) if schedule is not None else None
         self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
-        self._region, self._home, self._spill = region, home, spill
+        self._region, self._parking, self._spill = region, Parking(home, copy_stream), spill
         self._budget: tuple[int | None, int | None] = (None, None)
         self._together = 1  # most streams in one call
         self._warmup = config.warmup_of(self._steps) if self._steps is not None else config.warmup_steps
@@ -94,6 +97,8 @@ class Session:
             batch_dim: Dimension of the block tensors along which the streams are stacked.
         """
         call = Call(self, keys, blocks, batch_dim)
+        if self.kind == "reuse":
+            call.prefetch([self._streams[key] for key in keys if key in self._streams])
         self._together = max(self._together, len(keys))
         self._calls.append(call)
         return call
@@ -144,7 +149,7 @@ class Session:
     def stream(self, key: Hashable, blocks: int, renew: bool = False) -> Stream:
         """The state of one stream, made on first sight; `renew` throws the old one away."""
         if renew or key not in self._streams:
-            self._streams[key] = Stream(blocks, self.config.sample_rows, self._home)
+            self._streams[key] = Stream(blocks, self.config.sample_rows, self._parking)
         return self._streams[key]
 
     def deactivate(self, reason: str) -> None:
@@ -170,17 +175,15 @@ class Session:
         # those of one call are written together, on the model's device
         whole, staged = sum(slots) + samples, self._together * max(slots, default=0) + samples
         device, ram = self._budget
-        if self._home is None and (device is None or whole <= device):
+        if self._parking.home is None and (device is None or whole <= device):
             return True
-        if (self._home or self._spill) and (device is None or staged <= device) and (ram is None or sum(slots) <= ram):
-            if self._home is None:
-                self._home = self._spill
-                for stream in streams:
-                    stream.store.settle_at(self._home)
+        elsewhere = self._parking.home or self._spill
+        if elsewhere and (device is None or staged <= device) and (ram is None or sum(slots) <= ram):
+            self._parking.home = elsewhere
             self.stats.in_ram = True
             return True
         need = f"{format_bytes(whole)}, the budget is {_limit(device)}"
-        if self._home or self._spill:
+        if elsewhere:
             need = f"{format_bytes(staged)} beside {format_bytes(sum(slots))} in RAM, "
             need += f"the budgets are {_limit(device)} and {_limit(ram)}"
         self.deactivate(f"the stored features of {len(streams)} streams need {need}")

@@ -1,6 +1,8 @@
 """What one stream keeps: one slot for a hidden state, and the sampled rows of every block's last output."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -28,6 +30,41 @@ def stream_bytes(layout: Layout, blocks: int, rows: int) -> tuple[int, int]:
     return layout_bytes(layout), blocks * sampled
 
 
+@dataclass
+class Parking:
+    """Where the hidden states of a run wait between calls.
+
+    Attributes:
+        home: The device; None for the model's own. It may change between calls.
+        copy_stream: Gives the model device's stream for copies to and from `home`, so that computing goes on
+            meanwhile; None, or giving None, for the current one.
+    """
+
+    home: torch.device | None = None
+    copy_stream: Callable[[torch.device], object] | None = None
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, device: torch.device) -> None:
+        """Begin to copy between `device` and `home`; `wait` before the target is used."""
+        stream = self.copy_stream and self.copy_stream(device)
+        pinned = source.is_pinned() or target.is_pinned()  # from pageable memory a copy may run ahead of its source
+        if stream is None:
+            target.copy_(source, non_blocking=pinned)
+            return
+        module = getattr(torch, device.type)
+        stream.wait_stream(module.current_stream(device))
+        with module.stream(stream):
+            target.copy_(source, non_blocking=pinned)
+        on_device = source if source.device == device else target
+        if device.type != "cpu":
+            on_device.record_stream(stream)  # its memory may be freed before the copy is over
+
+    def wait(self, device: torch.device) -> None:
+        """Let the device do what comes next after the copies that were begun; nothing waits here."""
+        stream = self.copy_stream and self.copy_stream(device)
+        if stream is not None:
+            getattr(torch, device.type).current_stream(device).wait_stream(stream)
+
+
 class Slot:
     """One hidden state (all tensors of one block output), written where a flag on the device says so.
 
@@ -36,13 +73,15 @@ class Slot:
     Args:
         nbytes: Size of the largest layout.
         device: Where the block outputs live.
-        home: Where the hidden state waits between calls; `device` itself, or the CPU.
+        parking: Where the hidden state waits between calls.
     """
 
-    def __init__(self, nbytes: int, device: torch.device, home: torch.device):
-        self.device, self.home = device, home  # `home` may change between calls
-        self._buffer: torch.Tensor | None = torch.empty(nbytes, dtype=torch.uint8, device=device)  # while a call writes
-        self._parked: torch.Tensor | None = None  # between calls, if home is another device
+    def __init__(self, nbytes: int, device: torch.device, parking: Parking):
+        self._nbytes, self._device, self._parking = nbytes, device, parking
+        self._buffer: torch.Tensor | None = None  # on the device: always, or during a call if it waits elsewhere
+        self._parked: torch.Tensor | None = None  # where it waits, if that is elsewhere
+        self._written = False  # since it was parked
+        self._arriving = False  # a copy to the device was begun
 
     @property
     def nbytes(self) -> int:
@@ -59,29 +98,58 @@ class Slot:
 
     def write_where(self, flag: torch.Tensor, hidden_states: Tensors, base: Tensors | None = None) -> None:
         """Copy `hidden_states` (less `base`) in where the 0-d bool `flag` is true; no device read, no temporary."""
-        if self._buffer is None:
-            self._buffer = self._parked.to(self.device)
+        self._fetch()
+        self._written = True
         views = self._views(self._buffer, layout_of(hidden_states))
         for i, (view, x) in enumerate(zip(views, hidden_states, strict=True)):
             torch.where(flag, x, view, out=view)
             if base is not None:
                 torch.addcmul(view, base[i], flag.to(view.dtype), value=-1, out=view)
 
+    def prefetch(self) -> None:
+        """Begin to bring the hidden state back to the model's device, ahead of its use."""
+        if self._buffer is None:
+            self._buffer = torch.empty(self._nbytes, dtype=torch.uint8, device=self._device)
+            if self._parked is not None:
+                self._parking.copy(self._parked, self._buffer, self._device)
+                self._arriving = True
+
+    def _fetch(self) -> None:
+        """See to it that the hidden state is on the model's device."""
+        self.prefetch()
+        if self._arriving:
+            self._parking.wait(self._device)
+            self._arriving = False
+
+    def clear(self) -> None:
+        """Nobody will read what it holds now: there is no need to bring it back."""
+        self._parked = None
+
     def park(self) -> None:
-        """End of a call: move what was written home and free the device buffer."""
-        if self._buffer is None or self.home == self.device:
+        """End of a call: begin to move the hidden state to where it waits, and give the device's memory back."""
+        home = self._parking.home or self._device
+        if self._buffer is None or home == self._device:
             return
-        if self._parked is None:
-            pinned = self.home.type == "cpu" and self.device.type == "cuda"
-            self._parked = torch.empty(self._buffer.shape, dtype=torch.uint8, device=self.home, pin_memory=pinned)
-        self._parked.copy_(self._buffer)
-        self._buffer = None
+        if self._written:
+            if self._parked is None:
+                self._parked = _empty(self._nbytes, home, pinned=self._device.type == "cuda")
+            self._parking.copy(self._buffer, self._parked, self._device)
+        self._buffer, self._written = None, False
 
     def read(self, layout: Layout) -> Tensors:
         """The stored hidden state as fresh tensors on the model's device."""
-        if self._buffer is None:
-            return tuple(view.to(self.device, copy=True) for view in self._views(self._parked, layout))
+        self._fetch()
         return tuple(view.clone() for view in self._views(self._buffer, layout))
+
+
+def _empty(nbytes: int, device: torch.device, pinned: bool) -> torch.Tensor:
+    """Bytes on a device, in pinned memory where it can be had."""
+    if pinned and device.type == "cpu":
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # systems limit it; pageable memory does, only slower
+            pass
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 class Store:
@@ -90,11 +158,11 @@ class Store:
     Args:
         blocks: Number of blocks in the stack.
         rows: Rows to sample per block output, see `metric.sample_rows`.
-        home: Device that the slot waits on; None for the model's own.
+        parking: Where the slot waits; with the model by default.
     """
 
-    def __init__(self, blocks: int, rows: int, home: torch.device | None = None):
-        self._rows, self._home = rows, home  # see `settle_at`
+    def __init__(self, blocks: int, rows: int, parking: Parking | None = None):
+        self._rows, self._parking = rows, parking or Parking()
         self.layouts: list[Layout | None] = [None] * blocks
         self._samples: list[Tensors | None] = [None] * blocks
         self.slot: Slot | None = None
@@ -125,14 +193,13 @@ class Store:
         if self.slot is None:
             device = output[0].device
             nbytes = max(layout_bytes(layout) for layout in self.layouts if layout is not None)
-            self.slot = Slot(nbytes, device, self._home or device)
+            self.slot = Slot(nbytes, device, self._parking)
         self.slot.write_where(flag, output, base)
 
-    def settle_at(self, home: torch.device) -> None:
-        """Let the slot wait on another device from now on."""
-        self._home = home
+    def clear(self) -> None:
+        """What the slot holds is of no use any more."""
         if self.slot is not None:
-            self.slot.home = home
+            self.slot.clear()
 
     def park(self) -> None:
         """End of a call: the slot goes to where it waits."""

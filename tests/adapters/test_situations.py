@@ -190,7 +190,16 @@ def perturbed_attention_guidance(model, patch):
 def context_windows(model, patch, schedule):
     patched = only(
         windows_nodes.ContextWindowsManualNode.execute(
-            patch(model.patcher), 4, 1, schedule, 1, False, "pyramid", 2, False, "", False, "", True
+            patch(model.patcher),
+            context_length=4,
+            context_overlap=1,
+            context_schedule=schedule,
+            context_stride=1,
+            closed_loop=False,
+            fuse_method="pyramid",
+            dim=2,
+            freenoise=False,
+            cond_retain_index_list="",
         )
     )
     guider = comfy.samplers.CFGGuider(patched)

@@ -1,17 +1,17 @@
 import pytest
 import torch
-from foresight_pack.foresight.store import Slot, Store, layout_bytes, layout_of
+from foresight_pack.foresight.store import Parking, Slot, Store, _empty, layout_bytes, layout_of
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-@pytest.mark.parametrize("home", ["here", "elsewhere"])
+CPU, ELSEWHERE = torch.device("cpu"), torch.device("cpu", 0)  # to the slot two devices, "meta" would lose the values
+
+
+@pytest.mark.parametrize("home", [None, ELSEWHERE])
 def test_a_slot_keeps_the_last_write_whose_flag_is_true(home):
-    # "meta" would lose the values, so both homes are the CPU; "elsewhere" takes the path through a parked copy
     x = (torch.ones(1, 4, 2), torch.ones(1, 2, 2, dtype=torch.float16))
-    slot = Slot(
-        layout_bytes(layout_of(x)), torch.device("cpu"), torch.device("cpu", 0 if home == "elsewhere" else None)
-    )
+    slot = Slot(layout_bytes(layout_of(x)), CPU, Parking(home))
     for value, flag in ((1, YES), (2, YES), (3, NO)):
         slot.write_where(flag, tuple(t * value for t in x))
         slot.park()
@@ -19,9 +19,61 @@ def test_a_slot_keeps_the_last_write_whose_flag_is_true(home):
     assert [t.dtype for t in slot.read(layout_of(x))] == [torch.float32, torch.float16]
 
 
+class CopyStream:
+    """Stands for a GPU's second stream: writes down what waits for what."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def wait_stream(self, other):
+        self.log.append("copies wait for computing")
+
+
+def test_copies_run_on_the_hosts_stream_and_only_what_changed_is_copied(monkeypatch):
+    log = []
+    main, side = CopyStream(log), CopyStream(log)
+    main.wait_stream = lambda other: log.append("computing waits for copies")
+    monkeypatch.setattr(torch.cpu, "current_stream", lambda device: main)
+    real = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, x, **_: (log.append("copy"), real(to, x))[1])
+    x = (torch.ones(1, 4, 16),)
+    slot = Slot(layout_bytes(layout_of(x)), CPU, Parking(ELSEWHERE, lambda device: side))
+
+    def logged(*steps):
+        log.clear()
+        for step in steps:
+            step()
+        return list(log)
+
+    out, back = ["copies wait for computing", "copy"], ["copies wait for computing", "copy"]
+    assert logged(lambda: slot.write_where(YES, x)) == []  # nothing to bring back the first time
+    assert slot.nbytes == 256  # on the device while a call writes
+    assert logged(slot.park) == out
+    assert slot.nbytes == 256  # elsewhere between calls
+    assert logged(slot.prefetch) == back  # ahead of need
+    assert logged(lambda: slot.read(layout_of(x))) == ["computing waits for copies"]
+    assert logged(slot.park) == []  # unchanged
+    assert torch.equal(slot.read(layout_of(x))[0], x[0])
+    slot.park()
+    assert logged(slot.clear, slot.prefetch) == []  # a full evaluation brings nothing back
+    assert slot.nbytes == 256
+
+
+def test_without_pinned_memory_it_waits_in_pageable_memory(monkeypatch):
+    real = torch.empty
+
+    def empty(*args, pin_memory=False, **kwargs):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    assert _empty(64, CPU, pinned=True).nbytes == 64
+
+
 def test_less_a_base_only_where_the_flag_is_true():
     x, base = (torch.full((1, 2, 2), 5.0),), (torch.full((1, 2, 2), 3.0),)
-    slot = Slot(64, torch.device("cpu"), torch.device("cpu"))
+    slot = Slot(64, CPU, Parking())
     slot.write_where(YES, x, base)
     slot.write_where(NO, (x[0] * 100,), base)
     assert slot.read(layout_of(x))[0].unique().tolist() == [2.0]
