@@ -160,6 +160,16 @@ def _wan(name: str, model: str, method: str = "forward", **more) -> Family:
 
 
 _L = "comfy.ldm."
+_OURS = __package__.rpartition(".")[0] + ".models."
+
+
+def _spatial_temporal(name: str, model: str, spatial: str, temporal: str) -> Family:
+    """The pack's own models: a spatial and a temporal block take turns, on one layout of tokens."""
+    sections = (Section(spatial, _X), Section(temporal, _X))
+    size = lambda m: (m.channels, 1, m.patch_size, m.patch_size)  # noqa: E731
+    return Family(name, _OURS + model, sections, interleaved=True, size=size)
+
+
 COMFYUI = (
     _wan("Wan 2.1 / 2.2 (T2V, I2V, 5B, FLF, Fun)", "model.WanModel"),
     # between blocks VACE, S2V, Animate and WanDancer add what side blocks give; that code runs in any case
@@ -229,6 +239,8 @@ COMFYUI = (
     Family(
         "MiniMax H3", _L + "minimax.model.MiniMaxH3Model", (Section("blocks", _X),), batch_dim=None, prefetches=True
     ),
+    _spatial_temporal("Latte", "latte.LatteDiT", "transformer_blocks", "temporal_transformer_blocks"),
+    _spatial_temporal("Open-Sora 1.2", "open_sora.STDiT3", "spatial_blocks", "temporal_blocks"),
 )
 
 _D = "diffusers.models.transformers."

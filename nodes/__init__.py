@@ -5,6 +5,20 @@ from comfy_api.latest import ComfyExtension, io
 from ..adapters import live
 from .apply import ForesightApply
 from .demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from .loaders import (
+    ForesightLatteLoader,
+    ForesightLatteVAELoader,
+    ForesightOpenSoraLoader,
+    ForesightOpenSoraVAELoader,
+)
+from .video import (
+    ForesightEmptyLatteLatent,
+    ForesightEmptyOpenSoraLatent,
+    ForesightLatteConditioning,
+    ForesightModelSamplingOpenSora,
+    ForesightOpenSoraConditioning,
+    ForesightVideoCaption,
+)
 
 
 class ForesightExtension(ComfyExtension):
@@ -12,4 +26,19 @@ class ForesightExtension(ComfyExtension):
         live.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ForesightApply, ForesightDemoModel, ForesightDemoPrompt, ForesightDemoLatent]
+        return [
+            ForesightApply,
+            ForesightDemoModel,
+            ForesightDemoPrompt,
+            ForesightDemoLatent,
+            ForesightLatteLoader,
+            ForesightLatteVAELoader,
+            ForesightLatteConditioning,
+            ForesightEmptyLatteLatent,
+            ForesightOpenSoraLoader,
+            ForesightOpenSoraVAELoader,
+            ForesightOpenSoraConditioning,
+            ForesightModelSamplingOpenSora,
+            ForesightEmptyOpenSoraLatent,
+            ForesightVideoCaption,
+        ]

@@ -296,8 +296,25 @@ def minimax_h3():
     )
 
 
+def latte():
+    from foresight_pack.models.latte import LatteDiT
+
+    heads = {"num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 12}
+    model = LatteDiT(**heads, cross_attention_dim=48, caption_channels=32, **_HOST)
+    text = noise(1, 6, 32, seed=3)
+    return Network(model, (1, 4, 3, 4, 4), lambda x, o: model(x, _T, text, transformer_options=o))
+
+
+def open_sora():
+    from foresight_pack.models.open_sora import STDiT3
+
+    model = STDiT3(depth=3, hidden_size=48, num_heads=4, caption_channels=32, model_max_length=8, **_HOST)
+    text = noise(1, 6, 32, seed=3)
+    return Network(model, (1, 4, 3, 5, 4), lambda x, o: model(x, _T, text, transformer_options=o))
+
+
 NETWORKS = [
     *(wan, wan_i2v, wan_vace, wan_camera, wan_s2v, humo, scail, scail_2, wan_animate, wan_animate_2, wandancer),
     *(wan_causal, hunyuan, hunyuan_control, hunyuan_1_5, ltxv, ltx_2, mochi, cosmos_1, cosmos_predict2),
-    *(cogvideox, cogvideox_1_5, kandinsky_5, seedvr_2, minimax_h3),
+    *(cogvideox, cogvideox_1_5, kandinsky_5, seedvr_2, minimax_h3, latte, open_sora),
 ]
