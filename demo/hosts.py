@@ -70,17 +70,18 @@ class ComfyUI:
     Args:
         path: ComfyUI's folder.
         log: Where the server's output goes.
+        base: A folder with models and other packs for it; an empty one that is removed at the end by default.
     """
 
-    def __init__(self, path: Path, log: Path):
-        self._path, self.log = path, log
+    def __init__(self, path: Path, log: Path, base: Path | None = None):
+        self._path, self.log, self._given = path, log, base
 
     def __enter__(self) -> "ComfyUI":
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self._base = Path(tempfile.mkdtemp(prefix="foresight-demo-"))
+        self._base = self._given or Path(tempfile.mkdtemp(prefix="foresight-demo-"))
         shutil.copytree(
             ROOT,
             self._base / "custom_nodes" / "ComfyUI-Foresight",
@@ -107,7 +108,8 @@ class ComfyUI:
             self._process.wait(20)
         self._process.kill()
         self._process.wait()
-        shutil.rmtree(self._base, ignore_errors=True)
+        if self._given is None:
+            shutil.rmtree(self._base, ignore_errors=True)
 
     def _wait_until_up(self, limit: float = 180.0) -> None:
         end = time.monotonic() + limit

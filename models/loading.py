@@ -1,7 +1,11 @@
 """Checkpoint files to ModelPatchers and VAEs, and what a wrong file looks like."""
 
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 
+import comfy.model_base
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
@@ -9,16 +13,18 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from .latte import LatteConfig, LatteDiT
-from .open_sora import OpenSoraConfig, STDiT3
+from . import cogvideox
+from .latte import LatteConfig
+from .open_sora import OpenSoraConfig
 from .video_vae import VideoVAE, latte_vae, open_sora_vae
 
 State = dict[str, torch.Tensor]
 
-LATTE, OPEN_SORA = "Latte-1", "Open-Sora 1.2"
+LATTE, OPEN_SORA, COGVIDEOX = "Latte-1", "Open-Sora 1.2", "CogVideoX"
 LOADERS = {  # what a file can hold: (a key that gives it away, the node that loads it)
     LATTE: ("temporal_transformer_blocks.0.scale_shift_table", "Load Latte"),
     OPEN_SORA: ("spatial_blocks.0.attn.qkv.weight", "Load Open-Sora 1.2"),
+    COGVIDEOX: ("transformer_blocks.0.norm1.linear.weight", "Load CogVideoX"),
     "the Open-Sora 1.2 VAE": ("temporal_vae.decoder.conv1.conv.weight", "Load Open-Sora 1.2 VAE"),
     "a T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight", "Load CLIP, type mochi"),
     "a temporal decoder for Latte": ("decoder.mid_block.resnets.0.time_mixer.mix_factor", "Load Latte VAE"),
@@ -86,7 +92,7 @@ def _latte_config(state_dict: State, metadata: dict) -> dict:
     }
 
 
-def _open_sora_config(state_dict: State, metadata: dict) -> dict:
+def _open_sora_config(state_dict: State) -> dict:
     """STDiT3's config from the shapes."""
     patch = state_dict["x_embedder.proj.weight"].shape
     tokens, caption_channels = state_dict["y_embedder.y_embedding"].shape
@@ -116,34 +122,63 @@ def load_latte(path: str, model_options: dict | None = None, disable_dynamic: bo
     Raises:
         WrongFile: it holds something else, or not all of it.
     """
-    return _load(load_latte, path, LATTE, LatteConfig, LatteDiT, _latte_config, model_options or {}, disable_dynamic)
+    state_dict, metadata = _read(path)
+    _check(state_dict, LATTE, path)
+    config = LatteConfig(_latte_config(state_dict, metadata))
+    return _patcher(load_latte, path, state_dict, config, model_options, disable_dynamic)
 
 
 def load_open_sora(path: str, model_options: dict | None = None, disable_dynamic: bool = False):
     """Open-Sora 1.2 as a ModelPatcher, from its published `model.safetensors`; arguments and errors as `load_latte`."""
-    options = model_options or {}
-    return _load(load_open_sora, path, OPEN_SORA, OpenSoraConfig, STDiT3, _open_sora_config, options, disable_dynamic)
+    state_dict, _ = _read(path)
+    state_dict.pop("rope.freqs", None)  # computed
+    _check(state_dict, OPEN_SORA, path)
+    config = OpenSoraConfig(_open_sora_config(state_dict))
+    return _patcher(load_open_sora, path, state_dict, config, model_options, disable_dynamic)
 
 
-def _load(
-    again,
+def load_cogvideox(path: str, model_options: dict | None = None, disable_dynamic: bool = False):
+    """CogVideoX as a ModelPatcher that KSampler can sample, from a file in diffusers' layout; rest as `load_latte`."""
+    state_dict, metadata = _read(path)
+    _check(state_dict, COGVIDEOX, path)
+    state_dict = {cogvideox.core_key(key): value for key, value in state_dict.items()}
+    rotary = json.loads(metadata.get("config", "{}")).get("use_rotary_positional_embeddings")
+    config = cogvideox.config_of(state_dict, None if rotary is None else not rotary)
+    return _patcher(load_cogvideox, path, state_dict, config, model_options, disable_dynamic, cogvideox.build)
+
+
+def _read(path: str) -> tuple[State, dict]:
+    """Tensors and metadata of a file and, of a model in several (`...-00001-of-00002...`), of them all.
+
+    Raises:
+        WrongFile: a part is missing.
+    """
+    part = re.search(r"-(\d{5})-of-(\d{5})\.", Path(path).name)
+    count = int(part[2]) if part else 1
+    state_dict, metadata = {}, {}
+    for i in range(1, count + 1):
+        name = (
+            path if not part else str(Path(path).with_name(Path(path).name.replace(part[0], f"-{i:05}-of-{part[2]}.")))
+        )
+        if not Path(name).is_file():
+            raise WrongFile(f"{name} is missing, part {i} of {count}: put all parts into the same folder")
+        tensors, found = comfy.utils.load_torch_file(name, return_metadata=True)
+        metadata |= found or {}
+        state_dict |= {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
+    return state_dict, metadata
+
+
+def _patcher(
+    again: Callable,
     path: str,
-    name: str,
-    config_class: type[comfy.supported_models_base.BASE],
-    network: type[torch.nn.Module],
-    config_of,
-    options: dict,
+    state_dict: State,
+    config: comfy.supported_models_base.BASE,
+    options: dict | None,
     disable_dynamic: bool,
+    build: Callable[[comfy.supported_models_base.BASE], comfy.model_base.BaseModel] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """What core does after it has recognized a model."""
-    management = comfy.model_management
-    state_dict, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    prefix = "model.diffusion_model."
-    state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key != "rope.freqs"}
-    _check(state_dict, name, path)
-    config = config_class(config_of(state_dict, metadata or {}))
-    _check_complete(state_dict, network, config.unet_config, path)
-
+    """What core does after it has recognized a model; `again` is the loader, for core to call another time."""
+    management, options = comfy.model_management, options or {}
     load_device = options.get("load_device", management.get_torch_device())
     offload_device = options.get("offload_device", management.unet_offload_device())
     dtype = options.get("dtype") or management.unet_dtype(
@@ -154,7 +189,8 @@ def _load(
     manual_cast = management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, manual_cast)
     config.optimizations["fp8"] = options.get("fp8_optimizations", False)
-    model = config.get_model(state_dict)
+    model = build(config) if build else config.get_model(state_dict)
+    _check_complete(state_dict, model.diffusion_model, path)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
     if not management.is_device_cpu(offload_device):
@@ -164,9 +200,8 @@ def _load(
     return patcher
 
 
-def _check_complete(state_dict: State, network: type[torch.nn.Module], config: dict, path: str) -> None:
-    with torch.device("meta"):
-        wanted = {key: value.shape for key, value in network(**config).state_dict().items()}
+def _check_complete(state_dict: State, network: torch.nn.Module, path: str) -> None:
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
     missing = sorted(wanted.keys() - state_dict.keys())
     extra = sorted(state_dict.keys() - wanted.keys())
     wrong = [key for key in wanted.keys() & state_dict.keys() if wanted[key] != state_dict[key].shape]

@@ -6,6 +6,7 @@ from ..adapters import live
 from .apply import ForesightApply
 from .demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from .loaders import (
+    ForesightCogVideoXLoader,
     ForesightLatteLoader,
     ForesightLatteVAELoader,
     ForesightOpenSoraLoader,
@@ -41,4 +42,5 @@ class ForesightExtension(ComfyExtension):
             ForesightModelSamplingOpenSora,
             ForesightEmptyOpenSoraLatent,
             ForesightVideoCaption,
+            ForesightCogVideoXLoader,
         ]

@@ -1,4 +1,4 @@
-"""Loaders of Latte-1 and Open-Sora 1.2."""
+"""Loaders of Latte-1, Open-Sora 1.2 and the published files of CogVideoX."""
 
 import folder_paths
 import torch
@@ -72,6 +72,25 @@ class ForesightOpenSoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(loading.load_open_sora(_path("diffusion_models", unet_name), _DTYPES[weight_dtype]))
+
+
+class ForesightCogVideoXLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ForesightCogVideoXLoader",
+            display_name="Load CogVideoX",
+            category=CATEGORY,
+            description="CogVideoX as published (diffusers layout, in one file or in parts) as an ordinary MODEL for "
+            "KSampler. ComfyUI has the network but knows other names of its tensors.",
+            search_aliases=["cogvideo", "cogvideox", "text to video"],
+            inputs=_model_inputs("transformer/*.safetensors of a CogVideoX (the first one of several)"),
+            outputs=[io.Model.Output(tooltip="For KSampler and Foresight.")],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(loading.load_cogvideox(_path("diffusion_models", unet_name), _DTYPES[weight_dtype]))
 
 
 class ForesightLatteVAELoader(io.ComfyNode):

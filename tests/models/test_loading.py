@@ -198,7 +198,7 @@ def test_conditioning_without_a_mask_is_refused():
 def test_settings_come_from_the_shapes(files):
     sd = safetensors.torch.load_file(files["open_sora"])
     more = {"mlp_ratio": 4.0, "in_channels": 4, "pred_sigma": True, "patch_size": (1, 2, 2), "qk_norm": True}
-    assert loading._open_sora_config(sd, {}) == {**ref.OPEN_SORA, **more}
+    assert loading._open_sora_config(sd) == {**ref.OPEN_SORA, **more}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""Latte and Open-Sora in a real server: tiny random checkpoints through loader, prompt, sampler and decoder."""
+
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import av
+import comfy.taesd.taesd
+import reference_weights as ref
+import safetensors.torch
+from foresight_pack.demo import hosts
+from foresight_pack.models.video_vae import TemporalDecoder
+
+# Stands for T5-XXL: the real one has 4.7 billion weights.
+TEXT_ENCODER = '''
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+
+class Encoder:
+    """As Load CLIP, type mochi: rows padded to 24, and a mask."""
+
+    def tokenize(self, text, **kwargs):
+        return text
+
+    def encode_from_tokens_scheduled(self, text, **kwargs):
+        count = len(text.split()) + 1
+        rows = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(len(text)))
+        return [[rows, {"attention_mask": (torch.arange(24) < count).int()[None]}]]
+
+
+class TestTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="TestTextEncoder", inputs=[], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput(Encoder())
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self):
+        return [TestTextEncoder]
+
+
+async def comfy_entrypoint():
+    return Extension()
+'''
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    for folder in ("models/diffusion_models", "models/vae", "custom_nodes/text_encoder"):
+        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes/text_encoder/__init__.py").write_text(TEXT_ENCODER)
+
+    heads = {"config": json.dumps({"num_attention_heads": 4, "attention_head_dim": 12})}
+    models = base / "models/diffusion_models"
+    safetensors.torch.save_file(ref.latte().state_dict(), models / "latte.safetensors", heads)
+    safetensors.torch.save_file(ref.open_sora().state_dict(), models / "open_sora.safetensors")
+
+    torch.manual_seed(0)
+    image = comfy.taesd.taesd.TAESD().state_dict()  # of the image VAEs that core knows, the one that is small
+    safetensors.torch.save_file(image, base / "models/vae/image.safetensors")
+    video = {f"spatial_vae.module.{key}": value for key, value in image.items()}
+    temporal = ref.fill(TemporalDecoder(filters=32, num_res_blocks=1)).state_dict()
+    video |= {f"temporal_vae.{key}": value for key, value in temporal.items()}
+    safetensors.torch.save_file(video, base / "models/vae/open_sora_vae.safetensors")
+
+    path, log = Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log"
+    with hosts.ComfyUI(path, log, base) as host:
+        yield host
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def prompt_for(model, vae, conditioning, latent, sampling=(), foresight=None, steps=12):
+    """An API prompt; `conditioning` makes 5 out of the prompts 3 and 4."""
+    prompt = {
+        "1": model,
+        "2": node("TestTextEncoder"),
+        "10": node("ForesightVideoCaption", text="A red Ball", clean=True, aesthetic_score=6.5, motion_score=0,
+                   camera_motion=""),
+        "3": node("CLIPTextEncode", clip=["2", 0], text=["10", 0]),
+        "4": node("CLIPTextEncode", clip=["2", 0], text=""),
+        "5": conditioning,
+        "6": latent,
+        "7": node("KSampler", model=["1", 0], positive=["5", 0], negative=["5", 1], latent_image=["6", 0], seed=1,
+                  steps=steps, cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0),
+        "8": vae,
+        "9": node("VAEDecode", samples=["7", 0], vae=["8", 0]),
+        "11": node("CreateVideo", images=["9", 0], fps=8),
+        "12": node("SaveVideo", video=["11", 0], filename_prefix="test", format="mp4", codec="h264"),
+    }  # fmt: skip
+    model = ["1", 0]
+    if sampling:
+        prompt["13"] = node("ForesightModelSamplingOpenSora", model=model, **dict(sampling))
+        model = ["13", 0]
+    if foresight is not None:
+        more = {"warmup_steps": 0, "start_percent": 0, "end_percent": 1, "cache_device": "auto", "cache_budget_gb": 0}
+        prompt["14"] = node("ForesightApply", model=model, **more, **foresight)
+        model = ["14", 0]
+    prompt["7"]["inputs"]["model"] = model
+    return prompt
+
+
+def latte(**more):
+    return prompt_for(
+        node("ForesightLatteLoader", unet_name="latte.safetensors", weight_dtype="default"),
+        node("ForesightLatteVAELoader", vae_name="image.safetensors"),
+        node("ForesightLatteConditioning", positive=["3", 0], negative=["4", 0]),
+        node("ForesightEmptyLatteLatent", width=64, height=80, length=5, batch_size=1),
+        **more,
+    )
+
+
+def sora(**more):
+    size = {"width": 72, "height": 64, "length": 18}
+    return prompt_for(
+        node("ForesightOpenSoraLoader", unet_name="open_sora.safetensors", weight_dtype="default"),
+        node("ForesightOpenSoraVAELoader", vae_name="open_sora_vae.safetensors"),
+        node("ForesightOpenSoraConditioning", positive=["3", 0], fps=24, width=0, height=0),
+        node("ForesightEmptyOpenSoraLatent", **size, batch_size=1),
+        sampling=size.items(),
+        **more,
+    )
+
+
+def video(server, prompt):
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success"
+    (saved,) = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    data = server.get("/view?" + "&".join(f"{key}={saved[key]}" for key in ("filename", "subfolder", "type")))
+    return [frame.to_ndarray(format="rgb24") for frame in av.open(io.BytesIO(data)).decode(video=0)]
+
+
+@pytest.mark.parametrize(("make", "frames", "size"), [(latte, 5, (80, 64)), (sora, 18, (64, 72))])
+def test_a_video_of_all_frames(server, make, frames, size):
+    plain = video(server, make())
+    assert len(plain) == frames and plain[0].shape == (*size, 3)
+    fast = video(server, make(foresight={"threshold": 2.0, "reuse_interval": 2}))
+    assert len(fast) == frames
+    run = json.loads(server.get("/foresight/runs"))[-1]
+    assert run["reused"] > 0 and run["total"] == 12 * 4 * 2  # steps, blocks, conds: both in one call
+    log = server.log.read_text()
+    assert not [line for line in log.splitlines() if re.search("error|exception|traceback", line, re.IGNORECASE)]
+
+
+def test_a_wrong_file_says_which_loader_to_use(server):
+    prompt = latte()
+    prompt["1"]["inputs"]["unet_name"] = "open_sora.safetensors"
+    with pytest.raises(RuntimeError, match="looks like Open-Sora 1.2: load it with Load Open-Sora 1.2"):
+        server.run(prompt)
