@@ -14,6 +14,7 @@ FORBIDDEN = {  # folder -> what its modules must not import
     "foresight": {"comfy", "comfy_api", "diffusers", "nodes", "adapters", "demo", "server", "folder_paths"},
     "adapters": {"nodes", "demo", "folder_paths", "comfy_api"},
     "demo": {"nodes", "adapters", "foresight", "comfy"},
+    "models": {"nodes", "adapters", "foresight", "demo", "folder_paths", "comfy_api"},
     "nodes": {"bench"},
 }
 

@@ -86,7 +86,7 @@ def test_euler_and_simple_are_its_ddim(kind):
         timestep_spacing="trailing",
         snr_shift_scale=1.0 if KINDS[name] else 3.0,
     )
-    steps, cfg = 20, 6.0
+    steps, cfg = 10, 6.0
     scheduler.set_timesteps(steps)
     texts, noise = (named("ct", 1, 6, 32), named("empty", 1, 6, 32)), named("noise", *LATENT[name])
     x = noise

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 from foresight_pack.adapters import comfyui
 from foresight_pack.demo import codec, prompt
 from foresight_pack.foresight import ForesightConfig
+from foresight_pack.nodes import ForesightExtension
 from foresight_pack.nodes.apply import ForesightApply
 from foresight_pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 
@@ -138,9 +140,19 @@ def test_the_demo_workflow_has_the_defaults_of_the_node():
 
 def test_every_node_has_a_help_page():
     pages = {path.stem for path in (ROOT / "js" / "docs").glob("*.md")}
-    assert pages == {
-        n.GET_SCHEMA().node_id for n in (ForesightApply, ForesightDemoModel, ForesightDemoPrompt, ForesightDemoLatent)
-    }
+    assert pages == {node.GET_SCHEMA().node_id for node in asyncio.run(ForesightExtension().get_node_list())}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_are_whole(path):
+    workflow = json.loads(path.read_text())
+    assert workflow["version"] == 0.4 and path.with_suffix(".jpg").is_file()
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    for _, source, slot, target, entry, kind in workflow["links"]:
+        assert by_id[source]["outputs"][slot]["type"] == by_id[target]["inputs"][entry]["type"] == kind
+    for node in workflow["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert model["url"].startswith("https://huggingface.co/") and model["name"] in node["widgets_values"]
 
 
 def test_the_help_page_of_the_main_node_lists_its_widgets_with_their_defaults():

@@ -1,5 +1,6 @@
 """The real thing: `main.py --cpu` with the pack in it, over HTTP."""
 
+import asyncio
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from foresight_pack.demo import hosts
+from foresight_pack.nodes import ForesightExtension
 
 STEPS = 12
 
@@ -24,11 +26,21 @@ def server(tmp_path_factory):
 def test_the_nodes_are_there(server):
     info = json.loads(server.get("/object_info"))
     names = {name for name, node in info.items() if node["python_module"].endswith("ComfyUI-Foresight")}
-    assert names >= {"ForesightApply", "ForesightDemoModel", "ForesightDemoPrompt", "ForesightDemoLatent"}
+    nodes = asyncio.run(ForesightExtension().get_node_list())
+    assert names == {node.GET_SCHEMA().node_id for node in nodes}
 
 
-def test_the_workflow_is_in_the_template_browser(server):
-    assert json.loads(server.get("/workflow_templates"))["ComfyUI-Foresight"] == ["foresight_demo"]
+def test_the_workflows_use_nodes_that_are_there(server):
+    known = set(json.loads(server.get("/object_info"))) | {"MarkdownNote"}
+    for path in (hosts.ROOT / "workflows").glob("*.json"):
+        assert {node["type"] for node in json.loads(path.read_text())["nodes"]} <= known, path
+
+
+def test_the_workflows_are_in_the_template_browser(server):
+    found = json.loads(server.get("/workflow_templates"))["ComfyUI-Foresight"]
+    assert (
+        set(found) == {path.stem for path in (hosts.ROOT / "workflows").glob("*.json")} >= {"foresight_demo", "latte"}
+    )
 
 
 def test_the_demo_workflow_gives_the_video(server):
