@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def apply_foresight(
-    model_patcher: "comfy.model_patcher.ModelPatcher", config: ForesightConfig, node_id: str | None = None
+    model_patcher: "comfy.model_patcher.ModelPatcher",
+    config: ForesightConfig,
+    node_id: str | None = None,
+    workflow_id: str | None = None,
 ) -> "comfy.model_patcher.ModelPatcher":
     """A clone of `model_patcher` whose sampler runs use Foresight; a Foresight applied before is replaced.
 
@@ -41,19 +44,20 @@ def apply_foresight(
     if config.off_reason:
         log.info("Foresight inactive: %s", config.off_reason)
     else:
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Template(config, node_id))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Template(config, node_id, workflow_id))
     return patched
 
 
 class _Template:
     """What the node leaves on the patcher: the OUTER_SAMPLE wrapper that begins and ends a run."""
 
-    def __init__(self, config: ForesightConfig, node_id: str | None):
-        self._config, self._node_id = config, node_id
+    def __init__(self, config: ForesightConfig, node_id: str | None, workflow_id: str | None):
+        self.config, self.node_id, self._workflow_id = config, node_id, workflow_id
 
     def __call__(self, executor, *args, **kwargs):
         guider, sigmas = executor.class_obj, args[3]
-        run = _Run(self._config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
+        run = _Run(self.config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
+        run.watcher = watcher = live.Watcher(run.stats, self.node_id, self._workflow_id)
         found = guider.model_options
         guider.model_options = run.install(found)
         try:
@@ -62,13 +66,9 @@ class _Template:
             guider.model_options = found
             stats = run.end()
             if stats is not None:
-                _tell(stats, self._node_id)
+                log.info("Foresight %s", stats.summary())
+                watcher.finish()
         return samples
-
-
-def _tell(stats: RunStats, node_id: str | None) -> None:
-    log.info("Foresight %s", stats.summary())
-    live.publish(stats, node_id)
 
 
 class _Run:
@@ -92,7 +92,13 @@ class _Run:
         self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
         self._seen: Counter = Counter()  # what else makes a key, within the pass
+        self.watcher: live.Watcher | None = None
         self._lock = threading.Lock()  # with several GPUs, the conds of a pass run in threads
+
+    @property
+    def stats(self) -> RunStats:
+        """The record of the run, filled in as it goes on."""
+        return self._session.stats
 
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
@@ -147,6 +153,8 @@ class _Run:
         if self._session.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             self._session.set_budget(*self._budget(x.device, after_first=self._session.evaluation == 0))
         self._session.begin_evaluation(timestep)
+        if self.watcher is not None:
+            self.watcher.update()
         self._pass = -1
         return executor(*args, **kwargs)
 

@@ -1,16 +1,91 @@
-"""What a run did, for people.
+"""What a run does, for people: events for the map on the node while it runs, and the newest runs over HTTP.
 
-Text on the node, and the newest runs over HTTP. The only file that touches the server.
+The only file that touches the server.
 """
 
+import itertools
 import logging
+import math
+import time
 from collections import deque
+from dataclasses import asdict
 
 from ..foresight import RunStats
 
+EVENT = "foresight.run"
+_INTERVAL = 0.1  # seconds between two events of a run
+
 log = logging.getLogger(__name__)
 
-_runs: deque[dict] = deque(maxlen=32)  # figures only, no tensors
+_numbers = itertools.count(1)
+
+
+class Watcher:
+    """Tells the node's map of one run: what is new, at most ten times a second. Never raises into the sampler.
+
+    Args:
+        stats: The record of the run, which the engine goes on filling in.
+        node_id: The Foresight node; None where there is none (a script).
+        workflow_id: Of the workflow in the browser, which shows runs of its own nodes only.
+    """
+
+    def __init__(self, stats: RunStats, node_id: str | None = None, workflow_id: str | None = None):
+        context = _context()
+        self.stats = stats
+        self.about = {
+            "run": next(_numbers),
+            "node_id": node_id,
+            "workflow_id": workflow_id,
+            "prompt_id": context and context.prompt_id,
+            "sampler_id": context and context.node_id,
+        }
+        self._sent, self._last, self._done = 0, -math.inf, False
+
+    def update(self) -> None:
+        """An evaluation has begun, so that the row of the one before is complete."""
+        if not self._sent and len(self.stats.evaluations) == 1:
+            _runs.append(self)
+        if time.monotonic() - self._last >= _INTERVAL:
+            self._send(len(self.stats.evaluations) - 1)
+
+    def finish(self) -> None:
+        """The run is over, or was cut off."""
+        self._done = True
+        if self not in _runs:  # it ended before its first evaluation
+            _runs.append(self)
+        self._send(len(self.stats.evaluations))
+
+    def record(self) -> dict:
+        """Everything as JSON types: `RunStats.to_dict()` and whose run it is."""
+        return {**self.about, **self.stats.to_dict(), "done": self._done}
+
+    def _send(self, end: int) -> None:
+        try:
+            server = _server()
+            if server is None or self.about["node_id"] is None:
+                return
+            rows = [asdict(evaluation) for evaluation in self.stats.evaluations[self._sent : end]]
+            figures = {name: getattr(self.stats, name) for name in _FIGURES}
+            message = {**self.about, **figures, "done": self._done, "first": self._sent, "evaluations": rows}
+            server.send_sync(EVENT, message)
+            self._sent, self._last = end, time.monotonic()
+        except Exception:
+            log.warning("Foresight could not show what the run does", exc_info=True)
+
+
+_FIGURES = (
+    *("steps", "reused", "total", "reuse_ratio", "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"),
+    *("in_ram", "inactive"),
+)
+_runs: deque[Watcher] = deque(maxlen=32)  # figures only, no tensors
+
+
+def _context():
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return None
+    return get_executing_context()
 
 
 def _server():
@@ -21,30 +96,9 @@ def _server():
     return getattr(PromptServer, "instance", None)
 
 
-def publish(stats: RunStats, node_id: str | None) -> None:
-    """Show the run on its node and keep it for `GET /foresight/runs`. Never raises: the video is finished by now."""
-    try:
-        from comfy_execution.utils import get_executing_context
-
-        context = get_executing_context()
-        _runs.append(
-            {
-                "prompt_id": context and context.prompt_id,
-                "node_id": node_id,
-                "sampler_id": context and context.node_id,
-                **stats.to_dict(),
-            }
-        )
-        server = _server()
-        if server is not None and node_id is not None:
-            server.send_progress_text(stats.summary(), node_id)
-    except Exception:
-        log.warning("Foresight could not show what the run did", exc_info=True)
-
-
 def runs() -> list[dict]:
-    """The newest runs, oldest first: each `RunStats.to_dict()` with prompt_id, node_id and sampler_id."""
-    return list(_runs)
+    """The newest runs, oldest first: each `Watcher.record()`."""
+    return [watcher.record() for watcher in list(_runs)]
 
 
 def add_routes() -> None:

@@ -49,7 +49,7 @@ class ForesightApply(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with block reuse in its sampler runs.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -64,4 +64,6 @@ class ForesightApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
-        return io.NodeOutput(apply_foresight(model, ForesightConfig(**settings), cls.hidden.unique_id))
+        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow") or {}
+        config = ForesightConfig(**settings)
+        return io.NodeOutput(apply_foresight(model, config, cls.hidden.unique_id, workflow.get("id")))

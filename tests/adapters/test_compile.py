@@ -30,7 +30,7 @@ class Graphs:
 @pytest.fixture
 def runs(monkeypatch):
     seen = []
-    monkeypatch.setattr(live, "publish", lambda stats, node_id: seen.append(stats))
+    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
     torch._dynamo.reset()
     yield seen
     torch._dynamo.reset()

@@ -55,7 +55,7 @@ def execute(model, **settings):
     values = {name: ForesightConfig.limits(name)["default"] for name in WIDGETS}
 
     class Hidden:
-        unique_id = "7"
+        unique_id, extra_pnginfo = "7", {"workflow": {"id": "w"}}
 
     class Node(ForesightApply):
         hidden = Hidden
