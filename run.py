@@ -32,6 +32,10 @@ REQUIREMENTS = [
     "tqdm",
     "pytest==9.*",
     "ruff==0.14.*",
+    "jsonschema",
+    "playwright",  # drives a Chromium that is there; brings none
+    "comfy-cli",  # packs and checks the archive for the registry
+    "cache-dit==1.5.3",  # for the benchmarks
 ]
 
 

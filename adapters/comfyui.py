@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 from collections import Counter
+from collections.abc import Container
 
 import comfy.model_management
 import comfy.model_patcher
@@ -48,6 +49,12 @@ def apply_foresight(
     return patched
 
 
+def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", samplers: Container[str] | None = None) -> list[dict]:
+    """What the newest sampler runs of a model with Foresight did, see `live.runs_of`; empty for one without."""
+    templates = model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, [])
+    return [run for template in templates for run in live.runs_of(template, samplers)]
+
+
 class _Template:
     """What the node leaves on the patcher: the OUTER_SAMPLE wrapper that begins and ends a run."""
 
@@ -57,7 +64,7 @@ class _Template:
     def __call__(self, executor, *args, **kwargs):
         guider, sigmas = executor.class_obj, args[3]
         run = _Run(self.config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
-        run.watcher = watcher = live.Watcher(run.stats, self.node_id, self._workflow_id)
+        run.watcher = watcher = live.Watcher(run.stats, self.node_id, self._workflow_id, owner=self)
         found = guider.model_options
         guider.model_options = run.install(found)
         try:

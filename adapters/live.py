@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Container
 from dataclasses import asdict
 
 from ..foresight import RunStats
@@ -27,17 +28,20 @@ class Watcher:
         stats: The record of the run, which the engine goes on filling in.
         node_id: The Foresight node; None where there is none (a script).
         workflow_id: Of the workflow in the browser, which shows runs of its own nodes only.
+        owner: What was left on the model, by which `runs_of` finds the run.
     """
 
-    def __init__(self, stats: RunStats, node_id: str | None = None, workflow_id: str | None = None):
-        context = _context()
-        self.stats = stats
+    def __init__(
+        self, stats: RunStats, node_id: str | None = None, workflow_id: str | None = None, owner: object = None
+    ):
+        running = executing()
+        self.stats, self.owner = stats, owner
         self.about = {
             "run": next(_numbers),
             "node_id": node_id,
             "workflow_id": workflow_id,
-            "prompt_id": context and context.prompt_id,
-            "sampler_id": context and context.node_id,
+            "prompt_id": running and running.prompt_id,
+            "sampler_id": running and running.node_id,
         }
         self._sent, self._last, self._done = 0, -math.inf, False
 
@@ -80,7 +84,8 @@ _FIGURES = (
 _runs: deque[Watcher] = deque(maxlen=32)  # figures only, no tensors
 
 
-def _context():
+def executing():
+    """The prompt and node that ComfyUI executes now (prompt_id, node_id), or None."""
     try:
         from comfy_execution.utils import get_executing_context
     except ImportError:
@@ -99,6 +104,25 @@ def _server():
 def runs() -> list[dict]:
     """The newest runs, oldest first: each `Watcher.record()`."""
     return [watcher.record() for watcher in list(_runs)]
+
+
+def runs_of(owner: object, samplers: Container[str] | None = None) -> list[dict]:
+    """The newest runs of one applied Foresight, oldest first: of each sampler those of its newest prompt.
+
+    A sampler whose result ComfyUI had cached has no run in the present prompt, so its last one stands for it.
+
+    Args:
+        owner: As given to `Watcher`.
+        samplers: Ids of the nodes that count; None for all.
+    """
+    mine = [watcher for watcher in list(_runs) if watcher.owner is owner]
+    newest = {watcher.about["sampler_id"]: watcher.about["prompt_id"] for watcher in mine}
+    return [
+        watcher.record()
+        for watcher in mine
+        if newest[watcher.about["sampler_id"]] == watcher.about["prompt_id"]
+        and (samplers is None or watcher.about["sampler_id"] in samplers)
+    ]
 
 
 def add_routes() -> None:

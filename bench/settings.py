@@ -9,7 +9,9 @@ import json
 import statistics
 from pathlib import Path
 
-from demo.report import psnr
+import torch
+
+from report.quality import mean_psnr
 
 from .comfy import Demo
 
@@ -39,7 +41,10 @@ def main() -> None:
             for kind in ("output", "residual"):
                 settings = demo.config(reuse_interval=interval, threshold=gamma, cache_kind=kind)
                 runs = [demo.run(prompt, seed, settings, args.steps) for prompt, seed in prompts]
-                quality = [min(psnr(a, run.clip), 99.0) for a, run in zip(plain, runs, strict=True)]
+                quality = [
+                    min(mean_psnr(torch.from_numpy(a), torch.from_numpy(run.clip)), 99.0)
+                    for a, run in zip(plain, runs, strict=True)
+                ]
                 row = {
                     "cache_kind": kind,
                     "reuse_interval": interval,

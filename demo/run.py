@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-from . import hosts, report
+from report import plot, quality
+
+from . import hosts, videos
 
 PROMPTS = [("red ball moving right", 1), ("blue box moving down", 2), ("yellow ring moving left", 3)]
 SETTINGS = {"plain": None, "default": {}, "fast": {"threshold": 2.0, "reuse_interval": 3}}
@@ -52,13 +55,13 @@ def summarize(clips: dict[str, dict[str, hosts.Clip]]) -> dict[str, dict]:
     plain = [c["plain"] for c in clips.values()]
     for setting in SETTINGS:
         mine = [c[setting] for c in clips.values()]
-        pairs = list(zip(plain, mine, strict=True))
+        pairs = [(torch.from_numpy(p.frames), torch.from_numpy(c.frames)) for p, c in zip(plain, mine, strict=True)]
         rows[setting] = {
             "seconds": statistics.mean(c.seconds for c in mine),
             "speedup": sum(p.seconds for p in plain) / sum(c.seconds for c in mine),
             "reuse_ratio": statistics.mean(c.stats["reuse_ratio"] if c.stats else 0.0 for c in mine),
-            "psnr": None if setting == "plain" else statistics.mean(report.psnr(p.frames, c.frames) for p, c in pairs),
-            "ssim": None if setting == "plain" else statistics.mean(report.ssim(p.frames, c.frames) for p, c in pairs),
+            "psnr": None if setting == "plain" else statistics.mean(quality.mean_psnr(p, c) for p, c in pairs),
+            "ssim": None if setting == "plain" else statistics.mean(float(quality.ssim(p, c).mean()) for p, c in pairs),
         }
     return rows
 
@@ -78,12 +81,12 @@ def table(rows: dict[str, dict], host: str, steps: int) -> str:
 
 def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
     """Videos, map and report."""
-    video = report.side_by_side({prompt: {s: c.frames for s, c in by.items()} for prompt, by in clips.items()})
-    report.write_mp4(out / "side_by_side.mp4", video)
-    report.write_gif(out / "side_by_side.gif", video)
+    video = videos.side_by_side({prompt: {s: c.frames for s, c in by.items()} for prompt, by in clips.items()})
+    videos.write_mp4(out / "side_by_side.mp4", video)
+    videos.write_gif(out / "side_by_side.gif", video)
     first, by_setting = next(iter(clips.items()))
     runs = {setting: clip.stats for setting, clip in by_setting.items() if clip.stats}
-    report.block_map(out / "map.png", runs, f'"{first}", {steps} steps')
+    Image.fromarray(plot.block_map(runs, f'"{first}", {steps} steps')).save(out / "map.png")
     data = {
         "host": host,
         "machine": {"system": platform.platform(), "processor": hosts.processor(), "cores": os.cpu_count(),

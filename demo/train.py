@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import save_file
@@ -81,23 +82,29 @@ def training_batch(count: int, generator: torch.Generator) -> tuple[torch.Tensor
     return latents, embed(shown)
 
 
-def train(steps: int, batch: int, seed: int, rate: float = 1.0, resume: bool = False) -> None:
-    """Train for `steps` steps at `rate` times the recipe's learning rates; `resume` starts from the weight file."""
-    from diffusers import WanTransformer3DModel
+def fit(
+    net: torch.nn.Module,
+    velocity: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    save: Callable[..., None],
+    steps: int,
+    batch: int,
+    seed: int,
+    rate: float = 1.0,
+) -> None:
+    """Train `net` in place: Muon on the matrices of its blocks, AdamW on the rest.
 
-    torch.manual_seed(seed)
+    Args:
+        velocity: (network, noisy latents (B, 12, 8, 16, 16), timesteps (B,) in 0..1000, text (B, 3, 16)) to velocities.
+        save: Called with the averaged network and the log every 50 steps, at last with the facts of the run.
+        rate: Times the recipe's learning rates.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
-    net = WanTransformer3DModel(**model.DIFFUSERS_CONFIG)
-    for block in net.blocks:  # each block starts close to the identity
-        for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-            torch.nn.init.zeros_(last.weight)
-    torch.nn.init.zeros_(net.proj_out.weight)
-    with torch.no_grad():  # three channels against the noise of twelve
-        net.patch_embedding.weight[:, codec.CHANNELS :] *= 4
-    if resume:
-        net = model.load_diffusers().train().requires_grad_(True)
     ema = copy.deepcopy(net).eval().requires_grad_(False)
-    matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
+    blocks = next(module for module in net.children() if isinstance(module, torch.nn.ModuleList))
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in net.parameters() if id(p) not in chosen]
     optimizers = [
@@ -108,16 +115,15 @@ def train(steps: int, batch: int, seed: int, rate: float = 1.0, resume: bool = F
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
         for o in optimizers
     ]
-    forward = torch.compile(net)
+    compiled = torch.compile(net)
     log, running, start = [], None, time.perf_counter()
     for step in range(1, steps + 1):
         latents, text = training_batch(batch, generator)
         noise = torch.randn(latents.shape, generator=generator)
         sigma = sigma_batch(batch, generator)
         s = sigma[:, None, None, None, None]
-        noisy = torch.cat([(1 - s) * latents + s * noise, model.coordinates(latents)], dim=1)
-        velocity = forward(noisy, sigma * 1000, text, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(velocity, noise - latents)
+        predicted = velocity(compiled, (1 - s) * latents + s * noise, sigma * 1000, text)
+        loss = torch.nn.functional.mse_loss(predicted, noise - latents)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -138,6 +144,34 @@ def train(steps: int, batch: int, seed: int, rate: float = 1.0, resume: bool = F
         if step % 50 == 0 or step == steps:
             save(ema, log)
     save(ema, log, steps=steps, batch=batch, seed=seed, torch=torch.__version__, threads=torch.get_num_threads())
+
+
+def wan_velocity(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """diffusers' Wan class on a latent and its coordinates."""
+    return net(torch.cat([noisy, model.coordinates(noisy)], dim=1), timestep, text, return_dict=False)[0]
+
+
+def start_near_identity(net: torch.nn.Module) -> None:
+    """Initial weights of diffusers' Wan class: each block close to the identity, coordinates as loud as the noise."""
+    for block in net.blocks:
+        for last in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+            torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(net.proj_out.weight)
+    with torch.no_grad():  # three channels against the noise of twelve
+        net.patch_embedding.weight[:, codec.CHANNELS :] *= 4
+
+
+def train(steps: int, batch: int, seed: int, rate: float = 1.0, resume: bool = False) -> None:
+    """Train for `steps` steps at `rate` times the recipe's learning rates; `resume` starts from the weight file."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    if resume:
+        net = model.load_diffusers().train().requires_grad_(True)
+    else:
+        net = WanTransformer3DModel(**model.DIFFUSERS_CONFIG)
+        start_near_identity(net)
+    fit(net, wan_velocity, save, steps, batch, seed, rate)
     evaluate()
 
 

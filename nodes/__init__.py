@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..adapters import live
 from .apply import ForesightApply
+from .compare import ForesightCompare
 from .demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from .loaders import (
     ForesightCogVideoXLoader,
@@ -12,6 +13,7 @@ from .loaders import (
     ForesightOpenSoraLoader,
     ForesightOpenSoraVAELoader,
 )
+from .report import ForesightReport, ForesightSpeedup, ForesightTimer
 from .video import (
     ForesightEmptyLatteLatent,
     ForesightEmptyOpenSoraLatent,
@@ -29,6 +31,10 @@ class ForesightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ForesightApply,
+            ForesightReport,
+            ForesightCompare,
+            ForesightTimer,
+            ForesightSpeedup,
             ForesightDemoModel,
             ForesightDemoPrompt,
             ForesightDemoLatent,

@@ -39,7 +39,7 @@ class ForesightApply(io.ComfyNode):
             description="Makes video models faster: transformer blocks whose output barely changes between steps are "
             "reused, decided per block while the video is made. Put it between the model loader (after LoRAs) and the "
             "sampler. In workflows with two models (Wan 2.2), use one on each.",
-            search_aliases=["cache", "teacache", "easycache", "magcache", "speed up", "faster", "layer reuse"],
+            search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"],
             is_experimental=True,
             inputs=[
                 io.Model.Input("model", tooltip="The video model to make faster."),

@@ -61,8 +61,12 @@ class ForesightDemoModel(io.ComfyNode):
             category=CATEGORY,
             description="A tiny text-to-video model (Wan 2.1 architecture, 3 M parameters) that comes with the pack. "
             "It draws a coloured object that moves, 8 frames of 32x32, in seconds on a CPU.",
+            search_aliases=["demo", "tiny video model", "text to video without download"],
             inputs=[],
-            outputs=[io.Model.Output(), io.Vae.Output()],
+            outputs=[
+                io.Model.Output(tooltip="For Foresight and the sampler."),
+                io.Vae.Output(tooltip="For VAE Decode and VAE Encode."),
+            ],
         )
 
     @classmethod
@@ -89,12 +93,13 @@ class ForesightDemoPrompt(io.ComfyNode):
             description="Words for the demo model. It knows "
             + ", ".join(prompt.VOCABULARY)
             + ". Leave a kind of word out for any; an empty prompt is the negative.",
+            search_aliases=["demo prompt"],
             inputs=[
                 io.String.Input(
                     "text", default="red ball moving right", tooltip="At most one colour, one shape and one direction."
                 )
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="For the sampler; its CFG is 4.")],
         )
 
     @classmethod
@@ -123,13 +128,14 @@ class ForesightDemoLatent(io.ComfyNode):
             display_name="Foresight Demo Latent",
             category=CATEGORY,
             description="An empty latent for the demo model, which was trained on 8 frames of 32x32.",
+            search_aliases=["demo latent"],
             inputs=[
                 size("width", WIDTH, 16, 64, 4, "Pixels."),
                 size("height", HEIGHT, 16, 64, 4, "Pixels."),
                 size("length", FRAMES, 1, 32, 1, "Frames."),
                 size("batch_size", 1, 1, 64, 1, "Videos."),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="For the sampler.")],
         )
 
     @classmethod

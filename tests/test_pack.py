@@ -15,6 +15,7 @@ FORBIDDEN = {  # folder -> what its modules must not import
     "adapters": {"nodes", "demo", "folder_paths", "comfy_api"},
     "demo": {"nodes", "adapters", "foresight", "comfy"},
     "models": {"nodes", "adapters", "foresight", "demo", "folder_paths", "comfy_api"},
+    "report": {"comfy", "comfy_api", "diffusers", "nodes", "adapters", "demo", "foresight", "server", "folder_paths"},
     "nodes": {"bench"},
 }
 

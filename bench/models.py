@@ -1,0 +1,129 @@
+"""Two more small trained models for the benchmarks, so that no policy is fitted to the bundled one.
+
+`python -m bench.models` trains them with the demo's script, clips and codec (about 40 minutes each on two cores) and
+writes `bench/weights/`. Needs diffusers.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from demo import codec, model, train
+from demo.clips import FRAMES, HEIGHT, WIDTH
+from demo.prompt import TEXT_DIM, TEXT_TOKENS
+
+FOLDER = Path(__file__).with_name("weights")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model: its diffusers class and config, and how that class is called with a plain latent."""
+
+    name: str
+    class_name: str
+    config: dict
+    velocity: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    seed: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Its weight file, keys as in diffusers; the bundled model's has the published ones."""
+        return FOLDER / f"{self.name}.safetensors"
+
+    def build(self) -> torch.nn.Module:
+        """The network with random weights."""
+        import diffusers
+
+        return getattr(diffusers, self.class_name)(**self.config)
+
+    def load(self) -> torch.nn.Module:
+        """The trained network in fp32 and eval mode.
+
+        Raises:
+            FileNotFoundError: it was not trained yet.
+        """
+        from safetensors.torch import load_file
+
+        if self.name == "wan":
+            return model.load_diffusers()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} is missing: make it with `python -m bench.models`")
+        net = self.build()
+        net.load_state_dict({key: value.float() for key, value in load_file(self.path).items()})
+        return net.eval().requires_grad_(False)
+
+    def train(self, steps: int, batch: int) -> None:
+        """Train it and write its weights (fp16) and `<name>.json`."""
+        from safetensors.torch import save_file
+
+        def save(ema: torch.nn.Module, log: list[dict], **facts) -> None:
+            FOLDER.mkdir(exist_ok=True)
+            save_file({key: value.half().contiguous() for key, value in ema.state_dict().items()}, self.path)
+            self.path.with_suffix(".json").write_text(json.dumps({**facts, "log": log}, indent=1) + "\n")
+
+        torch.manual_seed(self.seed)
+        net = self.build()
+        if self.class_name == "WanTransformer3DModel":
+            train.start_near_identity(net)
+        train.fit(net, self.velocity, save, steps, batch, self.seed)
+
+
+def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    return net(noisy.transpose(1, 2), text, timestep, return_dict=False)[0].transpose(1, 2)
+
+
+MODELS = {
+    trained.name: trained
+    for trained in (
+        Trained("wan", "WanTransformer3DModel", model.DIFFUSERS_CONFIG, train.wan_velocity),
+        Trained(
+            "wan_deep",  # more and narrower blocks
+            "WanTransformer3DModel",
+            {**model.DIFFUSERS_CONFIG, "attention_head_dim": 24, "ffn_dim": 288, "num_layers": 16},
+            train.wan_velocity,
+            seed=7,
+        ),
+        Trained(
+            "cogvideox",  # text and video in one sequence, sines for positions, two norms a block
+            "CogVideoXTransformer3DModel",
+            dict(
+                num_attention_heads=4,
+                attention_head_dim=28,
+                in_channels=codec.CHANNELS,
+                out_channels=codec.CHANNELS,
+                time_embed_dim=64,
+                text_embed_dim=TEXT_DIM,
+                num_layers=10,
+                sample_width=WIDTH // codec.FACTOR,
+                sample_height=HEIGHT // codec.FACTOR,
+                sample_frames=FRAMES,
+                patch_size=2,
+                temporal_compression_ratio=1,
+                max_text_seq_length=TEXT_TOKENS,
+                spatial_interpolation_scale=1.0,
+            ),
+            _cogvideox,
+            seed=11,
+        ),
+    )
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[name for name in MODELS if name != "wan"])
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=16)
+    args = parser.parse_args()
+    for name in args.names:
+        if name == "wan" or name not in MODELS:
+            parser.error(f"{name!r}: choose from {', '.join(n for n in MODELS if n != 'wan')}")
+        MODELS[name].train(args.steps, args.batch)
+
+
+if __name__ == "__main__":
+    main()

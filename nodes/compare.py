@@ -1,0 +1,79 @@
+"""Quality of an accelerated video against the plain one."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..report import plot, quality
+from .apply import CATEGORY
+from .report import image_of
+
+
+class ForesightCompare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ForesightCompare",
+            display_name="Compare Videos",
+            category=CATEGORY,
+            description="How close an accelerated video is to the plain one of the same seed: PSNR and SSIM of every "
+            "frame, both side by side, their difference, and the worst frame.",
+            search_aliases=["psnr", "ssim", "quality", "difference", "side by side", "A/B"],
+            is_experimental=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("plain", tooltip="Frames of the video without reuse."),
+                io.Image.Input("accelerated", tooltip="Frames of the video with reuse: same seed, size and length."),
+                io.Float.Input(
+                    "difference_gain",
+                    default=4.0,
+                    min=1.0,
+                    max=64.0,
+                    step=0.5,
+                    tooltip="How much the difference video is amplified. Grey is no difference.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "side_by_side", display_name="side by side", tooltip="Plain left, accelerated right, every frame."
+                ),
+                io.Image.Output("difference", tooltip="Accelerated minus plain, amplified, on grey; every frame."),
+                io.Image.Output(
+                    "worst_frame",
+                    display_name="worst frame",
+                    tooltip="Frame of the lowest PSNR: plain, accelerated, difference.",
+                ),
+                io.Image.Output("plot", tooltip="PSNR and SSIM over the frames."),
+                io.Float.Output("psnr", display_name="PSNR", tooltip="dB, of the whole video; inf when equal."),
+                io.Float.Output("ssim", display_name="SSIM", tooltip="Mean over the frames; 1 when equal."),
+                io.String.Output("text", tooltip="The figures."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, plain, accelerated, difference_gain: float) -> io.NodeOutput:
+        a, b = (frames[..., :3].cpu() for frames in (plain, accelerated))
+        psnr, ssim = quality.psnr(a, b), quality.ssim(a, b)
+        difference = ((b - a) * difference_gain / 2 + 0.5).clamp(0, 1)
+        worst = int(psnr.argmin())
+        whole = quality.mean_psnr(a, b)
+        panels = {
+            f"PSNR in dB, {whole:.2f} over all frames": {"PSNR": psnr.tolist()},
+            f"SSIM, {ssim.mean():.4f} on average": {"SSIM": ssim.tolist()},
+        }
+        chart = image_of(plot.curves(panels, "frame"))
+        text = (
+            f"PSNR {whole:.2f} dB over {len(a)} frames, worst {psnr[worst]:.2f} dB in frame {worst}\n"
+            f"SSIM {ssim.mean():.4f} on average, worst {ssim.min():.4f} in frame {int(ssim.argmin())}"
+        )
+        if whole == float("inf"):
+            text = f"all {len(a)} frames are equal, bit for bit"
+        return io.NodeOutput(
+            torch.cat([a, b], dim=2),
+            difference,
+            torch.cat([frames[worst : worst + 1] for frames in (a, b, difference)], dim=2),
+            chart,
+            whole,
+            float(ssim.mean()),
+            text,
+            ui={**ui.PreviewImage(chart, cls=cls).as_dict(), "text": [text]},
+        )

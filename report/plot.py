@@ -1,0 +1,212 @@
+"""Plots as images: the map of reused blocks, and curves over frames. Matplotlib where it is installed, else Pillow."""
+
+import numpy as np
+
+# colours that the colour-blind can tell apart; the map on the node has the same
+REUSED, COMPUTED, CLOSE, WARMUP = (27, 108, 168), (233, 233, 228), (224, 130, 20), (189, 189, 181)
+LEGEND = {"warmup": WARMUP, "computed": COMPUTED, "computed, close to reuse": CLOSE, "reused": REUSED}
+CURVES = ("#1b6ca8", "#e08214")
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def block_map(runs: dict[str, dict], title: str) -> np.ndarray:
+    """Blocks x evaluations of each run, one below the other.
+
+    Args:
+        runs: `RunStats.to_dict()` by name.
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    panels = {f"{name}: {_headline(run)}": cells(run["evaluations"]) for name, run in runs.items()}
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return _map_pillow(panels, title)
+    return _map_matplotlib(panels, title)
+
+
+def cells(evaluations: list[dict]) -> np.ndarray:
+    """Colour (blocks, evaluations, 3), 0..255, of block calls: reused, computed, and how close a computed one was."""
+    blocks = max((len(e["computed"]) for e in evaluations), default=0)
+    image = np.full((blocks, len(evaluations), 3), _PAPER, dtype=float)
+    for x, e in enumerate(evaluations):
+        for block in range(len(e["computed"])):
+            share = e["reused"][block] / max(1, e["reused"][block] + e["computed"][block])
+            ratio = e["ratio"][block]
+            # a computed block takes on orange as delta nears gamma * lambda: 1 qualifies, 3 is far off
+            near = 0.0 if ratio is None else float(np.clip((3 - ratio) / 2, 0, 1))
+            base = np.array(COMPUTED) * (1 - near) + np.array(CLOSE) * near
+            if e["kind"] == "warmup":
+                base = np.array(WARMUP)
+            image[block, x] = np.array(REUSED) * share + base * (1 - share)
+    return image
+
+
+def curves(panels: dict[str, dict[str, list[float]]], xlabel: str) -> np.ndarray:
+    """Curves over frames, one panel below the other: {panel title: {name: values}}. Infinite values are left out.
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return _curves_pillow(panels, xlabel)
+    return _curves_matplotlib(panels, xlabel)
+
+
+def note(text: str) -> np.ndarray:
+    """A line of text as an image (H, W, 3), uint8, where there is nothing to plot."""
+    from PIL import Image, ImageDraw
+
+    font = _font(16)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+    image = Image.new("RGB", (int(right - left) + 48, int(bottom - top) + 48), _PAPER)
+    ImageDraw.Draw(image).multiline_text((24 - left, 24 - top), text, fill=_INK, font=font)
+    return np.asarray(image)
+
+
+def _headline(run: dict) -> str:
+    speedup = "?" if run["estimated_speedup"] is None else f"{run['estimated_speedup']:.2f}x"
+    line = f"{run['reused']} of {run['total']} block calls reused ({run['reuse_ratio']:.0%})"
+    line += f", estimated speed-up {speedup}"
+    return f"{line}; inactive: {run['inactive']}" if run["inactive"] else line
+
+
+def _figure(width: float, height: float):
+    # without pyplot, which keeps figures and a backend for the whole process
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, FigureCanvasAgg(figure)
+
+
+def _pixels(canvas) -> np.ndarray:
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _map_matplotlib(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    figure, canvas = _figure(11, 0.6 + 2.5 * len(panels))
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (headline, image) in zip(axes, panels.items(), strict=True):
+        ax.imshow(image / 255, aspect="auto", origin="lower", interpolation="nearest")
+        ax.set_xticks(np.arange(-0.5, image.shape[1]), minor=True)
+        ax.set_yticks(np.arange(-0.5, image.shape[0]), minor=True)
+        ax.grid(which="minor", color="white", linewidth=0.6)
+        ax.tick_params(which="minor", length=0)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylabel("block")
+        ax.set_title(headline, fontsize=10, loc="left")
+    axes[-1].set_xlabel("evaluation")
+    legend = [Patch(color=np.array(color) / 255, label=label) for label, color in LEGEND.items()]
+    figure.legend(handles=legend, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return _pixels(canvas)
+
+
+def _curves_matplotlib(panels: dict[str, dict[str, list[float]]], xlabel: str) -> np.ndarray:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, canvas = _figure(9, 2.4 * len(panels) + 0.3)
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        for (name, values), color in zip(lines.items(), CURVES, strict=False):
+            y = np.where(np.isfinite(values), values, np.nan)
+            ax.plot(range(len(values)), y, marker=".", color=color, label=name)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.grid(alpha=0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(lines) > 1:
+            ax.legend(fontsize=8)
+    axes[-1].set_xlabel(xlabel)
+    return _pixels(canvas)
+
+
+# ---- Pillow
+
+_WIDTH, _LEFT, _RIGHT = 1210, 60, 16
+
+
+def _font(size: int):
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _map_pillow(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    plot, gap = 200, 75
+    image = Image.new("RGB", (_WIDTH, 70 + len(panels) * (plot + gap)), _PAPER)
+    draw, font, small = ImageDraw.Draw(image), _font(16), _font(13)
+    draw.text((12, 8), title, fill=_INK, font=font)
+    x = _WIDTH - _RIGHT - sum(24 + draw.textlength(label, small) + 14 for label in LEGEND)
+    for label, color in LEGEND.items():
+        draw.rectangle((x, 12, x + 16, 24), fill=color, outline=_INK)
+        draw.text((x + 22, 10), label, fill=_INK, font=small)
+        x += 24 + draw.textlength(label, small) + 14
+    for p, (headline, colors) in enumerate(panels.items()):
+        top = 72 + p * (plot + gap)
+        draw.text((_LEFT, top - 24), headline, fill=_INK, font=small)
+        rows, columns = colors.shape[:2]
+        height, width = plot / max(1, rows), (_WIDTH - _LEFT - _RIGHT) / max(1, columns)
+        line = 1 if min(width, height) >= 5 else 0
+        for row in range(rows):
+            for column in range(columns):
+                x, y = _LEFT + column * width, top + plot - (row + 1) * height
+                box = (round(x), round(y), round(x + width) - 1 - line, round(y + height) - 1 - line)
+                draw.rectangle(box, fill=tuple(int(v) for v in colors[row, column]))
+        for row in _ticks(rows):
+            draw.text((_LEFT - 8, top + plot - (row + 0.5) * height), str(row), fill=_INK, font=small, anchor="rm")
+        for column in _ticks(columns):
+            draw.text((_LEFT + (column + 0.5) * width, top + plot + 4), str(column), fill=_INK, font=small, anchor="mt")
+        draw.text((6, top - 24), "block", fill=_INK, font=small)
+    draw.text((_WIDTH / 2, image.height - 8), "evaluation", fill=_INK, font=small, anchor="mb")
+    return np.asarray(image)
+
+
+def _curves_pillow(panels: dict[str, dict[str, list[float]]], xlabel: str) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    plot, gap, width = 180, 60, 990
+    image = Image.new("RGB", (width, 40 + len(panels) * (plot + gap)), _PAPER)
+    draw, small = ImageDraw.Draw(image), _font(13)
+    for p, (title, lines) in enumerate(panels.items()):
+        top = 32 + p * (plot + gap)
+        draw.text((_LEFT, top - 24), title, fill=_INK, font=small)
+        draw.rectangle((_LEFT, top, width - _RIGHT, top + plot), outline=(180, 180, 180))
+        finite = [v for values in lines.values() for v in values if np.isfinite(v)]
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+        pad = (high - low) * 0.08 or abs(high) * 0.02 or 1.0
+        low, high = low - pad, high + pad
+        count = max(len(values) for values in lines.values())
+        step = (width - _RIGHT - _LEFT - 20) / max(1, count - 1)
+        for share in (0.0, 0.5, 1.0):
+            y = top + plot * (1 - share)
+            draw.text((_LEFT - 6, y), f"{low + share * (high - low):.4g}", fill=_INK, font=small, anchor="rm")
+        for index, ((name, values), color) in enumerate(zip(lines.items(), CURVES, strict=False)):
+            points = [(_LEFT + 10 + i * step, top + plot * (high - v) / (high - low)) if np.isfinite(v) else None
+                      for i, v in enumerate(values)]  # fmt: skip
+            for a, b in zip(points, points[1:], strict=False):
+                if a and b:
+                    draw.line((a, b), fill=color, width=2)
+            for x, y in filter(None, points):
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
+            if len(lines) > 1:
+                draw.text((width - _RIGHT - 8, top + 6 + 16 * index), name, fill=color, font=small, anchor="rt")
+        for i in _ticks(count):
+            draw.text((_LEFT + 10 + i * step, top + plot + 4), str(i), fill=_INK, font=small, anchor="mt")
+    draw.text((width / 2, image.height - 6), xlabel, fill=_INK, font=small, anchor="mb")
+    return np.asarray(image)
+
+
+def _ticks(count: int) -> range:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if count / step <= 12 or step == 1000)
+    return range(0, count, step)

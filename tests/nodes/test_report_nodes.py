@@ -1,0 +1,203 @@
+import asyncio
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.sample
+import folder_paths
+from foresight_pack.adapters import live, timer
+from foresight_pack.adapters.comfyui import apply_foresight
+from foresight_pack.foresight import ForesightConfig
+from foresight_pack.nodes import ForesightExtension
+from foresight_pack.nodes.compare import ForesightCompare
+from foresight_pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from foresight_pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
+
+FAST = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
+
+
+class Executing:
+    """Stands for ComfyUI's record of what it executes."""
+
+    def __init__(self, prompt_id: str, node_id: str):
+        self.prompt_id, self.node_id = prompt_id, node_id
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ForesightDemoModel.execute().args[0]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path / "temp"))
+    live._runs.clear()
+
+
+def sample(model, monkeypatch, prompt_id="p", node_id="3", steps=9):
+    monkeypatch.setattr(live, "executing", lambda: Executing(prompt_id, node_id))
+    latent = ForesightDemoLatent.execute(16, 16, 2, 1).args[0]
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+    positive, negative = (ForesightDemoPrompt.execute(text).args[0] for text in ("red ball moving up", ""))
+    with torch.inference_mode():
+        out = comfy.sample.sample(
+            model, noise, steps, 4.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True
+        )
+    return {"samples": out}
+
+
+def execute(node, *args, prompt=None, **kwargs):
+    class Hidden:
+        pass
+
+    class Node(node):
+        hidden = Hidden
+
+    Hidden.prompt, Hidden.extra_pnginfo = prompt, None
+    return Node.execute(*args, **kwargs)
+
+
+def test_the_report_equals_the_run(model, monkeypatch, tmp_path):
+    patched = apply_foresight(model, FAST, "7")
+    latent = sample(patched, monkeypatch)
+    output = execute(ForesightReport, patched, latent, "foresight/report", prompt={"3": {}})
+    same, image, text, speedup, ratio, full, reuse, memory = output.args
+    (run,) = live.runs()
+    assert same is latent and image.ndim == 4 and image.shape[-1] == 3 and image.std() > 0.05
+    assert (ratio, full, reuse) == (run["reuse_ratio"], run["seconds_full"], run["seconds_reuse"]) and ratio > 0
+    assert speedup == pytest.approx(run["estimated_speedup"]) and memory * 2**30 == run["peak_bytes"]
+    assert f"{run['reused']} of {run['total']}" in text
+    assert output.ui["images"] and output.ui["text"] == [f"{text}\n\nsaved as foresight/report_00001_.json"]
+    (saved,) = (tmp_path / "output" / "foresight").glob("*.json")
+    report = json.loads(saved.read_text())
+    assert report["runs"] == json.loads(json.dumps(live.runs())) and report["totals"]["reuse_ratio"] == ratio
+
+
+def test_the_report_file_of_a_real_run_fits_the_schema(model, monkeypatch, tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
+    from test_report import SCHEMA
+
+    patched = apply_foresight(model, FAST, "7")
+    execute(ForesightReport, patched, sample(patched, monkeypatch), "r")
+    jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), json.loads(SCHEMA.read_text()))
+
+
+def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model, monkeypatch):
+    patched = apply_foresight(model, FAST, "7")
+    sample(patched, monkeypatch, "one", "3")
+    latent = sample(patched, monkeypatch, "one", "4")
+    sample(patched.clone(), monkeypatch, "two", "4", steps=8)  # 3 was cached; ComfyUI's nodes clone
+    sample(apply_foresight(model, FAST, "8"), monkeypatch, "two", "5")  # another Foresight
+    text = execute(ForesightReport, patched, latent, "", prompt={"3": {}, "4": {}}).args[2]
+    assert "sampler 3, run 1" in text and "sampler 4, run 2" in text and "sampler 5" not in text
+    assert "9 (3 warmup" in text and "8 (3 warmup" in text
+    assert "sampler 4" not in execute(ForesightReport, patched, latent, "", prompt={"3": {}}).args[2]  # deleted since
+
+
+@pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, ForesightConfig(threshold=0.0))])
+def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, tmp_path, patch):
+    patched = patch(model)
+    output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=2), "foresight/report")
+    assert "did not run on this model" in output.args[2] and output.args[3:] == (1.0, 0.0, 0.0, 0.0, 0.0)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_run_that_could_not_reuse_says_why(model, monkeypatch):
+    patched = apply_foresight(model, ForesightConfig(), "7")
+    output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=4), "")
+    assert "inactive: at most 0 of 4 steps" in output.args[2] and output.args[3] == 1.0
+
+
+def test_the_timer_measures_sampling_and_changes_nothing(model, monkeypatch):
+    timed = execute(ForesightTimer, model).args[0]
+    assert timed is not model and timer.KEY not in model.wrappers.get("outer_sample", {})
+    assert torch.equal(sample(timed, monkeypatch)["samples"], sample(model, monkeypatch)["samples"])
+    (seconds,) = timer.seconds_on(timed)
+    assert 0 < seconds < 60
+    again = execute(ForesightTimer, timed).args[0]
+    assert timer.seconds_on(again) == []  # one timer, a new one
+
+
+def test_the_first_evaluation_counts_as_long_as_the_second():
+    assert timer.sampling_seconds([10.0, 15.0, 16.0, 20.0]) == 1 + 5
+    assert timer.sampling_seconds([10.0, 15.0, 17.0]) == 4  # two evaluations
+    assert timer.sampling_seconds([10.0, 15.0]) == 5  # one
+    assert timer.sampling_seconds([10.0, 15.0, 16.0, 26.0]) == 12
+
+
+def test_the_speed_up_is_the_ratio_of_two_timers_on_foresight_too(model, monkeypatch):
+    plain = execute(ForesightTimer, model).args[0]
+    fast = execute(ForesightTimer, apply_foresight(model, FAST, "7")).args[0]
+    a, b = sample(plain, monkeypatch, "p", "3"), sample(fast, monkeypatch, "p", "4")
+    prompt = {"3": {}, "4": {}}
+    one, other, text, speedup = execute(ForesightSpeedup, plain, a, fast, b, prompt=prompt).args
+    assert one is a and other is b
+    assert speedup == timer.seconds_on(plain)[0] / timer.seconds_on(fast)[0] and f"{speedup:.2f}x measured" in text
+    assert live.runs()[-1]["reused"] > 0
+    timer_of_plain = plain.wrappers["outer_sample"][timer.KEY][0]
+    timer_of_plain.newest["3"] = ("p", [7.0])  # a second run in the same prompt adds up, one in the next replaces
+    sample(plain, monkeypatch, "p", "3", steps=1)
+    assert len(timer.seconds_on(plain)) == 2
+    sample(plain, monkeypatch, "q", "3", steps=1)
+    assert len(timer.seconds_on(plain)) == 1
+
+
+def test_a_missing_timer_and_a_missing_run_are_named(model, monkeypatch):
+    timed = execute(ForesightTimer, model).args[0]
+    with pytest.raises(ValueError, match="not timed: put Foresight Timer on its line"):
+        execute(ForesightSpeedup, model, {}, timed, {})
+    with pytest.raises(ValueError, match="the plain model has not been sampled since it was timed"):
+        execute(ForesightSpeedup, timed, {}, timed, {})
+
+
+def test_an_interrupted_run_leaves_no_time(model):
+    timed = execute(ForesightTimer, model).args[0]
+    positive = ForesightDemoPrompt.execute("red ball").args[0]
+    latent = ForesightDemoLatent.execute(16, 16, 1, 1).args[0]["samples"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        comfy.sample.sample(
+            timed, latent, 3, 4.0, "euler", "simple", positive, positive, latent, disable_pbar=True, callback=stop
+        )
+    assert timer.seconds_on(timed) == []
+
+
+def test_compare_gives_figures_and_videos():
+    g = torch.Generator().manual_seed(0)
+    plain = torch.rand(5, 16, 24, 3, generator=g)
+    other = plain.clone()
+    other[3] += 0.1
+    output = execute(ForesightCompare, plain, other, 4.0)
+    side, difference, worst, chart, psnr, ssim, text = output.args
+    assert torch.equal(side[:, :, :24], plain) and torch.equal(side[:, :, 24:], other)
+    assert (difference[0] == 0.5).all() and difference[3].mean() == pytest.approx(0.7)
+    assert worst.shape == (1, 16, 72, 3) and torch.equal(worst[0, :, 24:48], other[3])
+    assert psnr == pytest.approx(-10 * torch.tensor(0.1**2 / 5).log10().item(), abs=1e-4) and 0.9 < ssim < 1
+    assert "in frame 3" in text and chart.shape[-1] == 3 and output.ui["text"] == [text]
+
+
+def test_compare_of_equal_videos_says_so_and_takes_alpha():
+    plain = torch.rand(2, 8, 8, 3)
+    output = execute(ForesightCompare, plain, torch.cat([plain, torch.rand(2, 8, 8, 1)], dim=-1), 4.0)
+    assert output.args[4] == float("inf") and output.args[5] == pytest.approx(1.0)
+    assert output.args[6] == "all 2 frames are equal, bit for bit"
+
+
+def test_compare_refuses_videos_of_other_shapes():
+    with pytest.raises(ValueError, match="plain video has 5 frames of 24x16, the other 5 frames of 16x16"):
+        execute(ForesightCompare, torch.rand(5, 16, 24, 3), torch.rand(5, 16, 16, 3), 4.0)
+
+
+def test_every_input_and_output_has_a_tooltip():
+    for node in asyncio.run(ForesightExtension().get_node_list()):
+        schema = node.GET_SCHEMA()
+        for socket in (*schema.inputs, *schema.outputs):
+            assert socket.tooltip, (schema.node_id, socket.id)
+        assert schema.description and schema.search_aliases, schema.node_id
