@@ -2,17 +2,17 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const TEXT_NODES = ["ForesightReport", "ForesightCompare", "ForesightSpeedup"];
-const LEGEND = { warmup: "warmup", computed: "computed", close: "computed, close to reuse", reused: "reused" };
+const TEXT_HEIGHTS = { ForesightReport: 160, ForesightCompare: 50, ForesightSpeedup: 40 };
+const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
 const MAP_HEIGHT = 190;
-const TEXT_HEIGHT = 90;
 
 const runs = new Map(); // run number -> record as of GET /foresight/runs
 const views = new WeakMap(); // node -> MapView or TextView
+let ready = false; // before the first graph, even asking for it is an error
 
 // ---- which node a record belongs to
 
-const rootGraph = () => app.rootGraph ?? app.graph;
+const rootGraph = () => (ready ? (app.rootGraph ?? app.graph) : undefined);
 
 /** The node of an execution id, "7", or "3:7" for node 7 in the subgraph of node 3; undefined where there is none. */
 function findNode(id) {
@@ -270,7 +270,11 @@ class TextView {
 function addView(node, View, height) {
   const view = new View(node);
   views.set(node, view);
-  const widget = node.addDOMWidget("foresight_view", "foresight_view", view.root, {
+  const link = Object.assign(document.createElement("link"), { rel: "stylesheet" });
+  link.href = new URL("./foresight.css", import.meta.url).href;
+  link.addEventListener("load", () => view.refresh()); // its colours are known now
+  const holder = element("div", "foresight-view", link, view.root); // nothing of ours in the page's head
+  const widget = node.addDOMWidget("foresight_view", "foresight_view", holder, {
     serialize: false, // not in the prompt
     hideOnZoom: false,
     getMinHeight: () => height,
@@ -285,22 +289,20 @@ app.registerExtension({
   name: "foresight.map",
 
   setup() {
-    const link = Object.assign(document.createElement("link"), { rel: "stylesheet" });
-    link.href = new URL("./foresight.css", import.meta.url).href;
-    document.head.append(link);
     api.addEventListener("foresight.run", ({ detail }) => {
       if (!merge(detail)) fetchRuns(); // this page opened in mid-run
       if (isHere(detail)) views.get(findNode(detail.node_id))?.refresh();
     });
-    new MutationObserver(() => showAll()).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    link.addEventListener("load", () => showAll());
+    new MutationObserver(() => showAll()).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
     fetchRuns();
   },
 
   nodeCreated(node) {
+    ready = true;
     if (node.comfyClass === "ForesightApply") addView(node, MapView, MAP_HEIGHT);
-    if (TEXT_NODES.includes(node.comfyClass)) {
-      const view = addView(node, TextView, TEXT_HEIGHT);
+    const height = TEXT_HEIGHTS[node.comfyClass];
+    if (height) {
+      const view = addView(node, TextView, height);
       const before = node.onExecuted;
       node.onExecuted = function (output) {
         before?.call(this, output);
@@ -315,6 +317,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
+    ready = true;
     fetchRuns();
     showAll();
   },

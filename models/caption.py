@@ -7,7 +7,9 @@ _URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 _HANDLE = re.compile(r"(?<!\w)@\w+")
 _FILE = re.compile(r"\S+\.(?:jpe?g|png|gif|bmp|webp|mp4|webm|mov)\b", re.IGNORECASE)
-_QUOTES = str.maketrans("“”„«»´`‘’‐‑‒–—―", '"""""\'\'\'\'' + "-" * 6)
+_DOUBLE, _SINGLE = "\u201c\u201d\u201e\u00ab\u00bb", "\u00b4`\u2018\u2019"
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015"
+_QUOTES = str.maketrans(_DOUBLE + _SINGLE + _DASHES, '"' * len(_DOUBLE) + "'" * len(_SINGLE) + "-" * len(_DASHES))
 _REPEATED = re.compile(r"([!?.,;:*#_~-])\1{2,}")
 _SPACE = re.compile(r"\s+")
 

@@ -4,7 +4,7 @@ import numpy as np
 
 # colours that the colour-blind can tell apart; the map on the node has the same
 REUSED, COMPUTED, CLOSE, WARMUP = (27, 108, 168), (233, 233, 228), (224, 130, 20), (189, 189, 181)
-LEGEND = {"warmup": WARMUP, "computed": COMPUTED, "computed, close to reuse": CLOSE, "reused": REUSED}
+LEGEND = {"warmup": WARMUP, "computed": COMPUTED, "close to reuse": CLOSE, "reused": REUSED}
 CURVES = ("#1b6ca8", "#e08214")
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 

@@ -2,9 +2,12 @@
 
 import ast
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,81 @@ def test_ruff_is_clean():
         pytest.skip("ruff is not installed here")
     result = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """What `comfy node pack` would send to the registry: its files with their contents."""
+    comfy = Path(sys.executable).with_name("comfy")
+    if not comfy.is_file():
+        pytest.skip("comfy-cli is not installed here")
+    copy = tmp_path_factory.mktemp("pack")
+    git = ["git", "-c", "safe.directory=*"]
+    listed = subprocess.run([*git, "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a git checkout")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, cwd=copy, check=True)
+    env = {**os.environ, "DO_NOT_TRACK": "1", "HOME": str(tmp_path_factory.mktemp("home"))}
+    for command in ("validate", "pack"):
+        result = subprocess.run(
+            [comfy, "--skip-prompt", "--no-json", "node", command], cwd=copy, env=env, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "warning" not in result.stdout.lower(), result.stdout
+    with zipfile.ZipFile(copy / "node.zip") as packed:
+        return {name: packed.read(name) for name in packed.namelist()}
+
+
+def test_the_archive_has_what_users_need_and_nothing_else(archive):
+    folders = {name.split("/")[0] for name in archive if "/" in name}
+    assert folders == {"adapters", "demo", "foresight", "js", "locales", "models", "nodes", "report", "workflows"}
+    loose = {name for name in archive if "/" not in name and not name.startswith(".")}
+    assert loose == {"__init__.py", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
+    assert {"js/foresight.js", "js/foresight.css", "js/docs/ForesightApply.md", "report/schema.json"} <= set(archive)
+    assert {"demo/foresight_demo_wan.safetensors", "workflows/foresight_demo.jpg"} <= set(archive)
+    assert sum(map(len, archive.values())) < 16_000_000
+
+
+def test_the_archive_runs_no_program_and_opens_no_connection(archive):
+    banned = {"subprocess", "socket", "urllib", "requests", "http", "pickle", "ctypes", "importlib", "httpx"}
+    for name, data in archive.items():
+        if not name.endswith(".py"):
+            continue
+        data.decode().encode("cp1252")  # what Windows may read a file as
+        tree = ast.parse(data)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & banned, name
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert node.module.split(".")[0] not in banned, name
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "__import__"), name
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in (("os", "system"), ("os", "popen")), name
+    script = archive["js/foresight.js"].decode()
+    assert "http" not in script and "eval(" not in script and "fetch(" not in script.replace("fetchApi(", "")
+
+
+def test_the_archive_is_a_pack_that_loads(archive, tmp_path):
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+    for name, data in archive.items():
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pack" / name).write_bytes(data)
+    code = (
+        "import asyncio, sys; sys.argv = sys.argv[:1] + ['--cpu']; import comfy.options; "
+        "comfy.options.enable_args_parsing(); import nodes; "
+        f"ok = asyncio.run(nodes.load_custom_node({str(tmp_path / 'pack')!r})); "
+        "print(ok, sum(name.startswith('Foresight') for name in nodes.NODE_CLASS_MAPPINGS))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=os.environ["COMFYUI_PATH"], capture_output=True, text=True
+    )
+    assert result.stdout.split()[-2:] == ["True", "19"], result.stdout + result.stderr
 
 
 def load_run():

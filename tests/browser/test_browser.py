@@ -1,0 +1,356 @@
+"""The real frontend in a headless Chromium, classic and Nodes 2.0: workflows, the Run button, the live map.
+
+FORESIGHT_SCREENSHOTS names a folder for the pictures; without it they go to pytest's temporary one.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
+
+from foresight_pack.demo import hosts
+
+WORKFLOWS = sorted((hosts.ROOT / "workflows").glob("*.json"))
+STEPS = 16
+RENDERERS = {"classic": False, "nodes2": True}
+
+
+def chromium() -> str | None:
+    """A Chromium's path: one that is installed, else one that playwright can fetch."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if shutil.which(name):
+            return shutil.which(name)
+    with playwright.sync_playwright() as p:
+        path = p.chromium.executable_path
+    if not Path(path).is_file():
+        command = [sys.executable, "-m", "playwright", "install", "chromium"]
+        try:
+            subprocess.run(command, timeout=180, capture_output=True, check=True)
+        except (subprocess.SubprocessError, OSError):
+            return None
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium here, and none could be installed")
+    with playwright.sync_playwright() as p:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        found = p.chromium.launch(executable_path=path, args=arguments)
+        yield found
+        found.close()
+
+
+def linked_models(part) -> list[dict]:
+    """Every model that a workflow names with its folder."""
+    if isinstance(part, dict):
+        own = [part] if {"directory", "name", "url"} <= set(part) else []
+        return own + [model for value in part.values() for model in linked_models(value)]
+    return [model for value in part for model in linked_models(value)] if isinstance(part, list) else []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    for path in WORKFLOWS:
+        for model in linked_models(json.loads(path.read_text())):
+            file = base / "models" / model["directory"] / model["name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # loaders list names; nothing here loads them
+    with hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = Path(os.environ.get("FORESIGHT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Page:
+    """A page with the frontend in it."""
+
+    def __init__(self, browser, server, renderer: str, light: bool = False):
+        settings = {
+            "Comfy.TutorialCompleted": True,  # else the template browser covers the graph
+            "Comfy.Locale": "en",
+            "Comfy.VueNodes.Enabled": RENDERERS[renderer],
+            "Comfy.ColorPalette": "light" if light else "dark",
+        }
+        for name, value in settings.items():
+            request = urllib.request.Request(f"{server.url}/settings/{name}", json.dumps(value).encode())
+            urllib.request.urlopen(request, timeout=30).close()
+        self.errors: list[str] = []
+        self.page = browser.new_page(viewport={"width": 1500, "height": 900})
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._console)
+        self.server = server
+        self.page.goto(server.url, wait_until="domcontentloaded")
+        self.wait()
+
+    def _console(self, message) -> None:
+        if message.type in ("error", "warning") and "foresight" in (message.text + str(message.location)).lower():
+            self.errors.append(message.text)
+
+    def wait(self) -> None:
+        ready = "() => window.app?.graph && window.app.extensionManager?.workflow"
+        self.page.wait_for_function(ready, timeout=90_000)
+        self.page.wait_for_timeout(1000)
+
+    def run(self, code: str, argument=None):
+        return self.page.evaluate(code, argument)
+
+    def load(self, path: Path) -> dict:
+        """Open a workflow: its prompt, missing types and nodes with errors."""
+        return self.run(
+            """async ([graph, name]) => {
+                if (!app.extensions.some((e) => e.name === "check"))
+                    app.registerExtension({ name: "check", afterConfigureGraph(m) { document.missing = m; } });
+                await app.loadGraphData(graph, true, true, name);
+                const { output, workflow } = await app.graphToPrompt();
+                const broken = app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type);
+                return { missing: document.missing.map((m) => m.type ?? m), broken, output, version: workflow.version };
+            }""",
+            [json.loads(path.read_text()), path.stem],
+        )
+
+    def fit(self) -> None:
+        self.run(
+            """() => {
+                const nodes = app.graph.nodes, ds = app.canvas.ds;
+                const box = (i, f, g) => f(...nodes.map((n) => n.pos[i] + (g ? n.size[i] : 0)));
+                const [x, y] = [box(0, Math.min), box(1, Math.min) - 40];
+                const [w, h] = [box(0, Math.max, 1) - x, box(1, Math.max, 1) - y];
+                ds.scale = Math.min(1, (innerWidth - 90) / w, (innerHeight - 130) / h);
+                ds.offset[0] = -x + 75 / ds.scale;
+                ds.offset[1] = -y + 105 / ds.scale;
+                app.canvas.setDirty(true, true);
+            }"""
+        )
+        self.page.wait_for_timeout(800)
+
+    def demo(self, steps: int = STEPS, seed: int = 1) -> None:
+        """The demo workflow, with fewer steps and settings that reuse much."""
+        self.load(hosts.ROOT / "workflows" / "foresight_demo.json")
+        self.set("KSampler", "steps", steps)
+        self.set("KSampler", "seed", seed)
+        self.set("ForesightApply", "threshold", 2)
+        self.fit()
+
+    def set(self, kind: str, widget: str, value) -> None:
+        self.run(
+            """([kind, widget, value]) => {
+                for (const n of app.graph.nodes.filter((n) => n.type === kind))
+                    n.widgets.find((w) => w.name === widget).value = value;
+            }""",
+            [kind, widget, value],
+        )
+
+    def press_run(self) -> None:
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def history(self) -> dict:
+        return json.loads(self.server.get("/history"))
+
+    def wait_for_new(self, before: dict) -> dict:
+        """The entry of the prompt that ended since `before`."""
+        for _ in range(1200):
+            new = {k: v for k, v in self.history().items() if k not in before and v["status"]["completed"]}
+            if new:
+                self.page.wait_for_timeout(500)
+                return {"prompt_id": next(iter(new)), **next(iter(new.values()))}
+            self.page.wait_for_timeout(100)
+        raise AssertionError("the prompt did not end in two minutes")
+
+    @property
+    def figures(self) -> str:
+        found = self.page.locator(".foresight-figures")
+        return found.first.inner_text() if found.count() else ""
+
+    def records(self) -> list[dict]:
+        return json.loads(self.server.get("/foresight/runs"))
+
+
+@pytest.fixture(params=RENDERERS)
+def page(request, browser, server):
+    opened = Page(browser, server, request.param)
+    opened.renderer = request.param
+    yield opened
+    opened.page.close()
+    assert not opened.errors
+
+
+PROMPTS: dict[str, dict] = {}  # of the first renderer, by workflow
+
+
+def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
+    for path in WORKFLOWS:
+        result = page.load(path)
+        page.fit()
+        assert not result["missing"] and not result["broken"], (path.stem, result)
+        assert result["version"] == 0.4 and result["output"]
+        assert PROMPTS.setdefault(path.stem, result["output"]) == result["output"], path.stem
+        kinds = [node["class_type"] for node in result["output"].values()]
+        assert "ForesightApply" in kinds and any(kind.startswith("Save") for kind in kinds), path.stem
+        page.page.screenshot(path=pictures / f"{path.stem}.{page.renderer}.png")
+
+
+def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pictures):
+    steps = 24 if page.renderer == "classic" else 22  # a new page shows the last run of its workflow
+    page.demo(steps)
+    assert page.page.locator(".foresight-map").is_visible()
+    before, seen = page.history(), []
+    page.press_run()
+    for _ in range(600):
+        match = re.search(rf"evaluation (\d+) of ({steps})", page.figures)
+        if match and (not seen or seen[-1] != match.groups()):
+            seen.append(match.groups())
+            if len(seen) == 8:
+                page.page.screenshot(path=pictures / f"running.{page.renderer}.png")
+        if match and int(match[1]) == steps:
+            break
+        page.page.wait_for_timeout(20)
+    counts = [int(count) for count, _ in seen]
+    assert counts == sorted(counts) and counts[-1] == steps and len(counts) > 8
+    entry = page.wait_for_new(before)
+    assert entry["status"]["status_str"] == "success"
+    (record,) = [r for r in page.records() if r["prompt_id"] == entry["prompt_id"]]
+    text = page.figures
+    assert f"{record['reuse_ratio']:.0%}".replace("%", " %") + " reused" in text and record["reused"] > 0
+    assert f"{record['estimated_speedup']:.2f}x (estimated)" in text
+    assert f"{record['peak_bytes'] / 2**20:.1f} MiB held" in text
+    shown = {round(float(value), 9) for value in re.findall(r"([\d.]+) s", text)}
+    wanted = {float(f"{record[name]:.3g}") for name in ("seconds_full", "seconds_reuse")}
+    assert shown == wanted
+    page.page.screenshot(path=pictures / f"done.{page.renderer}.png")
+    read_cells(page, record)
+
+
+def read_cells(page, record) -> None:
+    """Every cell as the keyboard reads it, against the record."""
+    canvas = page.page.locator(".foresight-map canvas")
+    canvas.focus()
+    readout = page.page.locator(".foresight-readout")
+    for index, evaluation in enumerate(record["evaluations"]):
+        page.page.keyboard.press("ArrowRight")
+        if index == 0:  # the first key sets the cursor down
+            assert readout.inner_text() == "block 0, evaluation 0: computed (warmup)"
+            continue
+        text = readout.inner_text()
+        assert text.startswith(f"block 0, evaluation {index}: ")
+        assert ("reused" in text) == (evaluation["reused"][0] > 0)
+    page.page.keyboard.press("ArrowUp")
+    assert readout.inner_text().startswith(f"block 1, evaluation {len(record['evaluations']) - 1}")
+
+
+def test_the_map_is_in_no_file_and_on_no_global(page):
+    page.demo()
+    saved = page.run("() => app.graph.serialize()")
+    (node,) = [n for n in saved["nodes"] if n["type"] == "ForesightApply"]
+    assert node["widgets_values"] == [0, 2, 2, 0, 1, "auto", 0] and "foresight_view" not in json.dumps(saved)
+    prompt = page.run("async () => (await app.graphToPrompt()).output")
+    (inputs,) = [n["inputs"] for n in prompt.values() if n["class_type"] == "ForesightApply"]
+    assert len(inputs) == 8 and "foresight_view" not in inputs
+    assert page.run("() => Object.keys(window).filter((key) => /foresight/i.test(key))") == []
+
+
+def test_reload_cached_run_and_bypass(page):
+    page.demo(seed=3)
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
+    text = page.figures
+    assert f"evaluation {STEPS} of {STEPS}" in text
+    page.press_run()  # everything is cached: the last result stands
+    page.page.wait_for_timeout(1500)
+    assert page.figures == text
+    page.page.reload(wait_until="domcontentloaded")
+    page.wait()
+    page.page.wait_for_timeout(1000)
+    if not page.page.locator(".foresight-map").count():  # this frontend does not bring unsaved workflows back
+        page.demo(seed=3)
+    page.page.wait_for_timeout(500)
+    assert page.figures == text
+    count = len(page.records())
+    page.run("() => { app.graph.nodes.find((n) => n.type === 'ForesightApply').mode = 4; }")
+    before = page.history()
+    page.press_run()
+    assert page.wait_for_new(before)["status"]["status_str"] == "success"
+    assert len(page.records()) == count and page.figures == text
+
+
+def test_a_second_run_replaces_the_first_and_two_samplers_have_tabs(page):
+    page.load(hosts.ROOT / "workflows" / "foresight_ab.json")
+    page.set("KSampler", "steps", STEPS)
+    page.run(  # both samplers on the model with Foresight, with two seeds
+        """(seed) => {
+            const node = (id) => app.graph.nodes.find((n) => String(n.id) === String(id));
+            node(13).connect(0, node(6), 0);
+            node(6).connect(0, node(16), 0);
+            node(14).connect(0, node(17), 0);
+            [6, 14].forEach((id, i) => { node(id).widgets.find((w) => w.name === "seed").value = seed + i; });
+            app.graph.remove(node(15));
+        }""",
+        100 if page.renderer == "classic" else 200,
+    )
+    page.fit()
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
+    tabs = page.page.locator(".foresight-tabs button")
+    assert set(tabs.all_inner_texts()) == {"KSampler (plain)", "KSampler (Foresight)"}
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    tabs.nth(0).click()
+    assert tabs.nth(0).get_attribute("aria-selected") == "true"
+
+
+def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
+    page.load(hosts.ROOT / "workflows" / "foresight_ab.json")
+    page.set("KSampler", "steps", STEPS)
+    page.set("KSampler", "seed", 5 if page.renderer == "classic" else 6)
+    page.fit()
+    before = page.history()
+    page.press_run()
+    entry = page.wait_for_new(before)
+    assert entry["status"]["status_str"] == "success"
+    texts = [text for output in entry["outputs"].values() for text in output.get("text", [])]
+    shown = page.page.locator(".foresight-text").all_inner_texts()
+    assert sorted(texts) == sorted(shown) and len(texts) == 2
+    (line,) = [text for text in texts if "measured" in text]
+    assert re.fullmatch(r"plain [\d.]+ s, Foresight [\d.]+ s: [\d.]+x measured", line)
+    assert any(re.match(r"PSNR [\d.]+ dB over 8 frames", text) for text in texts)
+    page.page.wait_for_timeout(1500)
+    page.page.screenshot(path=pictures / f"ab.{page.renderer}.png")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_both_themes(browser, server, pictures, renderer):
+    colours = []
+    for light in (False, True):
+        page = Page(browser, server, renderer, light)
+        page.demo(seed=9)
+        before = page.history()
+        page.press_run()
+        page.wait_for_new(before)
+        page.page.wait_for_timeout(1500)
+        page.page.screenshot(path=pictures / f"{'light' if light else 'dark'}.{renderer}.png")
+        colours.append(
+            page.run(
+                "() => { const s = getComputedStyle(document.querySelector('.foresight-map'));"
+                " return [s.getPropertyValue('--foresight-computed'), s.color]; }"
+            )
+        )
+        page.page.close()
+    assert colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
