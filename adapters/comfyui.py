@@ -9,6 +9,7 @@ from collections.abc import Container
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
@@ -95,6 +96,7 @@ class _Run:
             spill=_RAM if config.cache_device == "auto" else None,
             # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
             copy_stream=functools.cache(comfy.model_management.get_offload_stream),
+            noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
         )
         self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
@@ -145,6 +147,8 @@ class _Run:
 
     def _planned_bytes(self, model, noise_shape: tuple[int, ...], conds: dict[str, list]) -> int:
         """About what the run will hold on the model's device; 0 where that can't be said beforehand, or nothing."""
+        if self._config.method == "forecast":
+            return 0 if self._session.stats.inactive else 2 * 4 * math.prod(noise_shape)  # two fp32 latents
         family, stack = self._stack(model.diffusion_model)
         shape = family and family.hidden_shape(model.diffusion_model, noise_shape)
         if shape is None or self._session.stats.inactive:
@@ -163,7 +167,18 @@ class _Run:
         if self.watcher is not None:
             self.watcher.update()
         self._pass = -1
-        return executor(*args, **kwargs)
+        if self._config.method == "paper" or self._session.kind == "plain":
+            return executor(*args, **kwargs)
+        # forecast behind the guider: one output whatever the conds, windows and passes
+        signature = (x.shape, x.dtype, x.device, _active_conds(executor.class_obj.conds, float(timestep.max())))
+        (denoised,) = self._session.output(
+            "denoised",
+            signature,
+            lambda: (executor(*args, **kwargs),),
+            x.device,
+            lambda output: (x - output[0],),
+        )
+        return denoised
 
     def _budget(self, device: torch.device, after_first: bool) -> tuple[int, int]:
         """Bytes that may be stored on the model's device and in RAM: the user's figure, else from what is free."""
@@ -220,7 +235,15 @@ class _Run:
         """The model's stack and the call; None for a call that stays plain."""
         family, stack = self._stack(model)
         options = _transformer_options(args, kwargs)
-        if family is None or family.wrapped != wrapped or options is None or family.plain_with in options:
+        if family is None or family.wrapped != wrapped or options is None:
+            return stack, None
+        if self._config.method == "forecast":
+            if family.plain_with in options and not self._session.stats.inactive:
+                self._session.deactivate("blocks write a KV cache in each evaluation")
+            with self._lock:
+                self._session.count_call(len(stack), len(options["cond_or_uncond"]))
+            return stack, None
+        if family.plain_with in options:
             return stack, None
         latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
         keys = self._keys(model, options, latent.device)
@@ -244,6 +267,36 @@ class _Run:
                 keys.append((*key, self._seen[key]))
                 self._seen[key] += 1
         return keys
+
+
+def _flow_noise(sigma: float) -> float:
+    """Share of noise of a flow model, x = (1 - sigma) x_0 + sigma noise."""
+    return sigma
+
+
+def _variance_noise(sigma: float) -> float:
+    """Share of noise of every other model, x = x_0 + sigma noise."""
+    return sigma / (1 + sigma)
+
+
+def _active_conds(conds: dict[str, list[dict]], sigma: float) -> tuple:
+    """What of the conds changes from one sigma to another: which of them, and of their ControlNets, are in range.
+
+    A hook (a LoRA for some conds) whose strength has keyframes counts as changing all the time.
+    """
+    found = []
+    for name, entries in conds.items():
+        for cond in entries or ():
+            inside = cond.get("timestep_end", -math.inf) <= sigma <= cond.get("timestep_start", math.inf)
+            control, controls = cond.get("control"), []
+            while control is not None:
+                start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
+                controls.append(end <= sigma <= start)
+                control = getattr(control, "previous_controlnet", None)
+            hooks = getattr(cond.get("hooks"), "hooks", ())
+            keyed = any(len(getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())) > 1 for hook in hooks)
+            found.append((name, cond.get("uuid"), inside, *controls, sigma if keyed else None))
+    return tuple(found)
 
 
 def _transformer_options(args: tuple, kwargs: dict) -> dict | None:

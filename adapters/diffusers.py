@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -31,6 +32,7 @@ class ForesightHook(ModelHook):
         self._stats: RunStats | None = None
         self._last_level: float | None = None
         self._seen: set[str] = set()  # contexts of the present evaluation
+        self._pack: dict[str, Callable] = {}  # per context, from the tensors of a result to the result
 
     @property
     def stats(self) -> RunStats | None:
@@ -55,6 +57,8 @@ class ForesightHook(ModelHook):
         if self._session is None or name in self._seen or not self._seen:
             self._begin_evaluation(arguments.get(self._family.timestep), getattr(context, "num_inference_steps", None))
         self._seen.add(name)
+        if self._config.method == "forecast" and self._session.kind != "plain":
+            return self._forecast(name, args, kwargs)
         call = self._session.begin_call([name], len(self._stack), self._family.batch_dim or 0)
         try:
             with Swapped(self._stack, call):
@@ -63,6 +67,24 @@ class ForesightHook(ModelHook):
                 return result
             with Swapped(self._stack, call.retry()):
                 return self.fn_ref.original_forward(*args, **kwargs)
+        except BaseException:
+            self._session = None  # an interrupted run leaves nothing behind
+            raise
+
+    def _forecast(self, name: str, args: tuple, kwargs: dict):
+        """The transformer's result, forecast or computed: its tensors are the context's output."""
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        signature = tuple((x.shape, x.dtype, x.device) for x in tensors)
+
+        def compute() -> tuple[torch.Tensor, ...]:
+            self._session.count_call(len(self._stack), 1)
+            result = self.fn_ref.original_forward(*args, **kwargs)
+            output, self._pack[name] = _unpack(result)
+            return output
+
+        try:
+            output = self._session.output(name, signature, compute, tensors[0].device)
+            return self._pack[name](output)
         except BaseException:
             self._session = None  # an interrupted run leaves nothing behind
             raise
@@ -93,6 +115,20 @@ class ForesightHook(ModelHook):
         self.end_run()
         self._contexts.reset()
         return module
+
+
+def _unpack(result) -> tuple[tuple[torch.Tensor, ...], Callable]:
+    """The tensors of a transformer's result, a tuple or a diffusers output, and what makes such a result of them."""
+    if not isinstance(result, tuple):
+        names = list(result.keys())
+        return result.to_tuple(), lambda output: type(result)(**dict(zip(names, output, strict=True)))
+
+    def pack(output: tuple[torch.Tensor, ...]) -> tuple:
+        rest = iter(output)
+        return tuple(next(rest) if there else None for there in present)
+
+    present = [x is not None for x in result]
+    return tuple(x for x in result if x is not None), pack
 
 
 class ForesightHandle:

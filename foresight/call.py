@@ -8,7 +8,7 @@ import torch
 from . import policy
 from .metric import Tensors
 from .stats import Evaluation
-from .store import Parking, Store, layout_of, stream_bytes
+from .store import Parking, Store, is_out_of_memory, layout_of, stream_bytes
 
 if TYPE_CHECKING:
     from .session import Session
@@ -147,8 +147,8 @@ class Call:
         try:
             with torch.no_grad():
                 return step(*args)
-        except RuntimeError as error:  # OutOfMemoryError is one; RAM that runs out has no class of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             self._stop("out of memory while storing or handing over features")
             return None

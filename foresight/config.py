@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+METHODS = ("forecast", "paper")
 CACHE_DEVICES = ("auto", "gpu", "cpu")
 CACHE_KINDS = ("output", "residual")
 
@@ -20,11 +21,12 @@ class ForesightConfig:
     """Settings of one node or one `apply_foresight`; shared by all runs, so it never changes.
 
     Attributes:
-        warmup_steps: W, leading denoising steps that are computed in full; 0 means 15 % of the run's steps, at least 3.
-        threshold: gamma, scale on a block's reference change lambda. Higher reuses more and drifts more; 0 turns reuse
-            off.
+        warmup_steps: W, leading denoising steps that are computed in full; 0 means 15 % of the run's steps, at least 3,
+            with the method "paper", and 3 with "forecast".
+        threshold: gamma, scale on a block's reference change lambda ("paper") or on the error that leaving evaluations
+            out may cause ("forecast"). Higher reuses more and drifts more; 0 turns reuse off.
         reuse_interval: R, every R-th evaluation after warmup is computed in full, beginning with the first; 1 turns
-            reuse off.
+            reuse off. "forecast" chooses by itself when to compute and takes only the 1.
         start_percent: Share of sampling before which everything is computed.
         end_percent: Share of sampling after which everything is computed.
         cache_device: Where a stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
@@ -32,6 +34,8 @@ class ForesightConfig:
         cache_kind: "output" hands out the stored hidden state, "residual" adds its change over the prefix to the input.
         sample_rows: Rows of a block output that the change is measured on, about, and a third of them at most; 0 takes
             every row (exact).
+        method: "forecast" leaves out whole evaluations and forecasts their output, see `forecast.py`; "paper" reuses a
+            prefix of blocks in them, see `policy.py`. The two before are for "paper" alone.
 
     Raises:
         ValueError: a value is outside its limits, or start_percent is not below end_percent.
@@ -46,6 +50,7 @@ class ForesightConfig:
     cache_budget_gb: float = _limited(0.0, 0.0, 1024.0, 0.1)
     cache_kind: str = field(default="output", metadata={"options": CACHE_KINDS})
     sample_rows: int = _limited(1024, 0, 1 << 20, 1)
+    method: str = field(default="forecast", metadata={"options": METHODS})
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -86,4 +91,5 @@ class ForesightConfig:
 
     def warmup_of(self, steps: int) -> int:
         """W for a run of `steps` denoising steps."""
-        return self.warmup_steps or max(AUTO_WARMUP_MIN, math.ceil(AUTO_WARMUP * steps))
+        automatic = AUTO_WARMUP_MIN if self.method == "forecast" else math.ceil(AUTO_WARMUP * steps)
+        return self.warmup_steps or max(AUTO_WARMUP_MIN, automatic)

@@ -9,15 +9,20 @@ import torch
 from . import policy
 from .call import Call, Stream
 from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
+from .forecast import Forecaster, Step
+from .metric import Tensors
 from .stats import Evaluation, RunStats, format_bytes
-from .store import Parking
+from .store import Parking, is_out_of_memory
+
+_LAST = 1  # steps at the end of a run that are never left out: nothing comes after them to pay an error back
 
 
 class Session:
     """One sampler run.
 
-    The host calls `begin_evaluation` once per evaluation, `begin_call` once per call of the model, `Call.block` in
-    place of each block, `Call.finish` after it, and `close` at the end.
+    The host calls `begin_evaluation` once per evaluation and `close` at the end. With the method "paper" it calls
+    `begin_call` once per call of the model, `Call.block` in place of each block and `Call.finish` after it; with
+    "forecast" `output` in place of what gives the sampler its output, and `count_call` once per call of the model.
 
     Args:
         config: The user's settings.
@@ -28,6 +33,7 @@ class Session:
         home: Device on which hidden states wait between evaluations; None for the model's own.
         spill: Where they wait instead when they are over the budget, see `set_budget`; None for nowhere.
         copy_stream: See `store.Parking`.
+        noise: Share of noise (0..1) in the sampler's latent at a noise level; the level over the first one by default.
     """
 
     def __init__(
@@ -40,8 +46,12 @@ class Session:
         home: torch.device | None = None,
         spill: torch.device | None = None,
         copy_stream: Callable[[torch.device], object] | None = None,
+        noise: Callable[[float], float] | None = None,
     ):
         self.config = config
+        self._forecaster = Forecaster(config.threshold, home) if config.method == "forecast" else None
+        self._noise = noise
+        self._position, self._level, self._share = -1.0, None, 0.02  # without a schedule: u, the last level and share
         self._schedule = tuple(schedule) if schedule is not None else None
         self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
         self._region, self._parking, self._spill = region, Parking(home, copy_stream), spill
@@ -60,13 +70,13 @@ class Session:
         self.stats = RunStats(config, self._steps, self._warmup or None, inactive=config.off_reason or self._hopeless())
 
     def _hopeless(self) -> str | None:
-        if self.config.warmup_steps == 1:
+        if self.config.warmup_steps == 1 and self._forecaster is None:
             return "warmup_steps is 1, which leaves no change to measure; use 0 (automatic) or at least 2"
         if self.most_reuse == 0:
-            return (
-                f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, "
-                f"and with reuse_interval {self.config.reuse_interval} the rest is computed in full"
-            )
+            rest = f"with reuse_interval {self.config.reuse_interval} the rest is computed in full"
+            if self._forecaster is not None:
+                rest = f"the last {_LAST} always computed"
+            return f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, and {rest}"
         return None
 
     @property
@@ -74,6 +84,8 @@ class Session:
         """How many steps can be reused at the most, by schedule; None if the host does not say how many there are."""
         if self._steps is None:
             return None
+        if self._forecaster is not None:
+            return max(0, self._steps - self._warmup - _LAST)
         return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
 
     # ---- what the host calls
@@ -85,8 +97,11 @@ class Session:
         # one that missed an evaluation has nothing to compare with; windows that move would pile up
         self._streams = {key: stream for key, stream in self._streams.items() if stream.last >= self.evaluation - 1}
         self._began = time.perf_counter()
+        self._ratio = None if self._forecaster is None else self._forecaster.begin(self._step_of(level))
         self.kind = self._kind(level)
         self.stats.evaluations.append(Evaluation(self.kind, level))
+        if self._forecaster is not None and self.kind == "reuse":
+            self._forecaster.leave_out()
 
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int = 0) -> Call:
         """Begin one call of the model.
@@ -103,6 +118,51 @@ class Session:
         self._calls.append(call)
         return call
 
+    def output(
+        self,
+        key: Hashable,
+        signature: Hashable,
+        compute: Callable[[], Tensors],
+        device: torch.device,
+        unit: Callable[[Tensors], Tensors] = lambda output: output,
+    ) -> Tensors:
+        """What the sampler gets in this evaluation: forecast, or computed and corrected (method "forecast").
+
+        Args:
+            key: Which output, where an evaluation has several (a cond each).
+            signature: What must stay the same for a forecast to make sense: shapes, active conds.
+            compute: Gives the output, tensors with the batch first.
+            device: Where the output belongs.
+            unit: From an output to tensors whose rms its errors are measured in.
+        """
+        evaluation = self.stats.evaluations[-1]
+        known = self._forecaster.known(key, signature) if self.kind == "reuse" else None
+        if known is not None:
+            evaluation.repeat(known.calls)
+            return known.forecast(self._forecaster.step, device)
+        before = list(evaluation.computed)
+        result = compute()
+        if self.kind == "plain":
+            return result
+        calls = [n - m for n, m in zip(evaluation.computed, before + [0] * len(evaluation.computed), strict=False)]
+        if self.kind != "warmup":
+            evaluation.note_ratio(self._ratio)
+        try:
+            with torch.no_grad():
+                corrected = self._forecaster.observe(key, signature, result, unit(result), calls)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.deactivate("out of memory while storing an output")
+            return result
+        self.note_bytes(0)
+        return corrected
+
+    def count_call(self, blocks: int, streams: int) -> None:
+        """A call of the model computes all its blocks, for so many streams (method "forecast")."""
+        for block in range(blocks):
+            self.stats.evaluations[-1].count(block, False, streams, None)
+
     def close(self, timed: bool = True) -> RunStats:
         """End the run: read back the last evaluation, drop everything stored, return what happened.
 
@@ -115,10 +175,11 @@ class Session:
             self.read_back(None)
             self._closed = True
             measured = any(ratio is not None for e in self.stats.evaluations for ratio in e.ratio)
+            measured |= self._forecaster is not None
             if not self.stats.inactive and self._warm_evaluations is not None and not measured:
                 self.stats.inactive = "no part of the video was computed twice in a row (moving context windows?)"
             self.kind = "plain"
-            self._streams.clear()
+            self._drop()
         return self.stats
 
     def read_back(self, level: torch.Tensor | float | None) -> float | None:
@@ -127,8 +188,9 @@ class Session:
         What the last one measured, and the level of the next, which is returned.
         """
         reports = [call.report() for call in self._calls]
+        errors = [] if self._forecaster is None else self._forecaster.reports()
         on_device = isinstance(level, torch.Tensor)
-        parts = [report for report in reports if report is not None]
+        parts = [report for report in reports if report is not None] + [error.reshape(1) for error in errors]
         if on_device:
             parts.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
         values = torch.cat([part.to(parts[0].device) for part in parts]).tolist() if parts else []
@@ -142,6 +204,8 @@ class Session:
             call.settle(values[:size], self.stats.evaluations[-1])
             del values[:size]
         self._calls = []
+        if self._forecaster is not None:
+            self._forecaster.settle(values)
         return level
 
     # ---- what a call asks
@@ -156,7 +220,13 @@ class Session:
         """Compute everything from here on and give all memory back."""
         self.stats.inactive = reason
         self.kind = "plain"
+        self._drop()
+
+    def _drop(self) -> None:
+        """Give all memory back."""
         self._streams.clear()
+        if self._forecaster is not None:
+            self._forecaster.clear()
 
     def next_may_reuse(self) -> bool:
         """Whether the evaluation after this one may read the slots, as far as is known now."""
@@ -201,7 +271,8 @@ class Session:
     @property
     def held_bytes(self) -> int:
         """Bytes that all streams hold now."""
-        return sum(stream.store.nbytes for stream in list(self._streams.values()))
+        outputs = self._forecaster.nbytes if self._forecaster is not None else 0
+        return outputs + sum(stream.store.nbytes for stream in list(self._streams.values()))
 
     def note_bytes(self, extra: int) -> None:
         """Record how much is held at this moment; `extra` is held by the call."""
@@ -221,8 +292,11 @@ class Session:
         passed = self._percent_passed(level)
         if passed != 0:
             if passed > 0:
-                self._streams.clear()
+                self._drop()
             return "plain" if passed > 0 else "outside"
+        if self._forecaster is not None:
+            last = self._steps is not None and self._forecaster.step.position > self._steps - _LAST - 0.5
+            return "full" if last or self._ratio > 1 else "reuse"
         return (
             "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"
         )
@@ -232,6 +306,30 @@ class Session:
         if self._schedule is None or level is None:
             return self.evaluation
         return sum(entry >= level * (1 - 1e-4) for entry in self._schedule) - 1
+
+    def _step_of(self, level: float | None) -> Step:
+        """Where an evaluation stands, for forecasts."""
+        if self._schedule is None or level is None:
+            return self._unscheduled(level)
+        index = min(max(self._step(level), 0), self._steps - 1)
+        here, following = self._schedule[index : index + 2]
+        within = (here - level) / (here - following) if here > following else 0.0
+        a = min(following / level, 1.0) if level else 0.0
+        noise = self._noise or (lambda x: x / self._schedule[0])
+        share = max(0.0, noise(level) - noise(following))
+        return Step(index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a)
+
+    def _unscheduled(self, level: float | None) -> Step:
+        """The same where the host does not tell its schedule: the next step is taken to be like the last one."""
+        before, self._level = self._level, level
+        if before is None or level is None or level != before:
+            self._position += 1
+        if level is None:
+            return Step(self._position, 0.5, 1 / (self._steps or 50), 1.0, 1.0)
+        first = self._first_level or level
+        if before is not None and before > level:
+            self._share = (before - level) / first
+        return Step(self._position, level / first, self._share, 1.0, 1.0)
 
     def _warming(self, level: float | None) -> bool:
         if not self._warmup:

@@ -1,5 +1,6 @@
 """What a run did: a block x evaluation table, measured times and the figures that follow from them."""
 
+import math
 import statistics
 from dataclasses import asdict, dataclass, field
 
@@ -19,7 +20,8 @@ class Evaluation:
         seconds: Wall time until the next evaluation began, None if unknown.
         computed: Block calls computed, per block; one call is one block for one stream.
         reused: Block calls reused, per block.
-        ratio: delta / (gamma * lambda) per block, the largest over the streams; None where nothing was measured.
+        ratio: delta / (gamma * lambda) per block, the largest over the streams (with forecasts: predicted error over
+            tolerance); None where nothing was measured.
     """
 
     kind: str
@@ -38,6 +40,16 @@ class Evaluation:
         (self.reused if reused else self.computed)[block] += calls
         if ratio is not None:
             self.ratio[block] = ratio if self.ratio[block] is None else max(ratio, self.ratio[block])
+
+    def repeat(self, calls: list[int]) -> None:
+        """All of these block calls, per block, are left out at once."""
+        for block, n in enumerate(calls):
+            self.count(block, True, n, None)
+
+    def note_ratio(self, ratio: float) -> None:
+        """Why all blocks are computed: predicted error over tolerance."""
+        if math.isfinite(ratio):
+            self.ratio = [ratio] * len(self.computed)
 
 
 @dataclass

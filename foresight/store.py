@@ -30,6 +30,11 @@ def stream_bytes(layout: Layout, blocks: int, rows: int) -> tuple[int, int]:
     return layout_bytes(layout), blocks * sampled
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: torch.OutOfMemoryError on a GPU; RAM that runs out has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 @dataclass
 class Parking:
     """Where the hidden states of a run wait between calls.

@@ -10,9 +10,9 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_models import sample
 from foresight_pack.adapters import live
 from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.foresight import ForesightConfig
+from toy import paper
 
-MUCH = ForesightConfig(threshold=2.0, warmup_steps=3, reuse_interval=3, sample_rows=0)
+MUCH = paper(threshold=2.0, warmup_steps=3, reuse_interval=3, sample_rows=0)
 BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(4)]
 
 

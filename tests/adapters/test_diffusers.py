@@ -11,10 +11,10 @@ import diffusers.hooks
 from foresight_pack.adapters import diffusers as adapter
 from foresight_pack.adapters import families
 from foresight_pack.adapters.diffusers import apply_foresight
-from foresight_pack.foresight import ForesightConfig
+from toy import paper
 
-NOTHING = ForesightConfig(threshold=1e-12, warmup_steps=3)
-MUCH = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
+NOTHING = paper(threshold=1e-12, warmup_steps=3)
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 STEPS = 12
 
 
@@ -209,7 +209,7 @@ def applied(models, name):
     ]
 
 
-@pytest.mark.parametrize("config", [ForesightConfig(threshold=0), ForesightConfig(reuse_interval=1), NOTHING])
+@pytest.mark.parametrize("config", [paper(threshold=0), paper(reuse_interval=1), NOTHING])
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)
 def test_off_and_nothing_that_qualifies_are_the_plain_result(models, name, applied, config, run):
     plain = loop(models[name], name, **run)
@@ -258,9 +258,7 @@ def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(models, 
         if i == 0:
             handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(block.register_forward_hook(lambda b, a, out, i=i: leave(i, out)))
-    handle = applied(
-        ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
-    )
+    handle = applied(paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval))
     loop(models[name], name, steps=16, **run)
     for hook in handles:
         hook.remove()
@@ -381,12 +379,12 @@ def test_another_hook_on_the_transformer_stays(models, name, applied):
 
 
 def test_automatic_warmup(models, name, applied):
-    handle = applied(ForesightConfig(threshold=2.0))
+    handle = applied(paper(threshold=2.0))
     loop(models[name], name, steps=30)
     kinds = [e.kind for e in handle.stats.evaluations]
     assert kinds[:5] == ["warmup"] * 5 and kinds[5] == "full"  # 15 % of an even grid of 30 is 4.5
     handle.remove()
-    handle = applied(ForesightConfig(threshold=2.0), steps=60)
+    handle = applied(paper(threshold=2.0), steps=60)
     loop(models[name], name, steps=30)
     assert [e.kind for e in handle.stats.evaluations].index("full") == 9 and handle.stats.steps == 60
 

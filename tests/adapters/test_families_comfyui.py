@@ -12,8 +12,8 @@ import comfy.patcher_extension
 import comfyui_version
 import contract
 from foresight_pack.adapters import comfyui, families
-from foresight_pack.foresight import ForesightConfig
 from tiny_networks import NETWORKS
+from toy import paper
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
@@ -71,7 +71,7 @@ def stack_of(network):
 
 
 def test_measuring_changes_nothing(network):
-    active = Run(network, ForesightConfig(threshold=1e-12, warmup_steps=3))
+    active = Run(network, paper(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(network), Run(network), active, active.run.end)
 
 
@@ -80,7 +80,7 @@ def test_measuring_changes_nothing(network):
 def test_reuse_is_what_a_network_with_stubs_gives(network, kind, interval):
     active = Run(
         network,
-        ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval),
+        paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval),
     )
     contract.check_reuse(network.model, stack_of(network), Run(network), active, active.run.end, kind)
 

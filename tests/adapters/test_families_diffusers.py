@@ -8,8 +8,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 import contract
 from foresight_pack.adapters import families
 from foresight_pack.adapters.diffusers import apply_foresight
-from foresight_pack.foresight import ForesightConfig
 from tiny_transformers import TRANSFORMERS
+from toy import paper
 
 
 @pytest.fixture(scope="module", params=TRANSFORMERS, ids=lambda make: make.__name__)
@@ -52,14 +52,14 @@ class Plain(Run):
 
 
 def test_measuring_changes_nothing(transformer):
-    active = Run(transformer, ForesightConfig(threshold=1e-12, warmup_steps=3))
+    active = Run(transformer, paper(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(transformer), Plain(transformer), active, active.end)
 
 
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("interval", [2, 3])
 def test_reuse_is_what_a_network_with_stubs_gives(transformer, kind, interval):
-    config = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
+    config = paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
     active = Run(transformer, config)
     contract.check_reuse(transformer.model, stack_of(transformer), Plain(transformer), active, active.end, kind)
 

@@ -9,9 +9,9 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 from comfy_models import MODELS, sample
 from foresight_pack.adapters import live
 from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.foresight import ForesightConfig
+from toy import paper
 
-MUCH = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 class Server:
@@ -70,7 +70,7 @@ def test_an_interrupted_run_is_shown_as_far_as_it_came(server):
 
 def test_only_the_newest_runs_are_kept(server):
     model = MODELS["wan"]()
-    patched = apply_foresight(model.patcher, ForesightConfig(), "7")
+    patched = apply_foresight(model.patcher, paper(), "7")
     for _ in range(live._runs.maxlen + 2):
         sample(model, patched, steps=1)
     numbers = [run["run"] for run in live.runs()]

@@ -13,9 +13,9 @@ import comfy.model_management
 from comfy_models import MODELS, sample
 from foresight_pack.adapters import comfyui, families, live
 from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.foresight import ForesightConfig
+from toy import paper
 
-MUCH = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_budget_is_what_the_first_evaluation_left_free(models, monkeypatch):
     run = comfyui._Run(MUCH, models["wan"].patcher, torch.linspace(1, 0, 11))
     seen = [run._budget(torch.device("cuda"), after_first) for after_first in (False, True)]
     assert seen == [(5 * 10**9, 32 * 10**9), (5 * 10**9, 32 * 10**9)]
-    limited = comfyui._Run(ForesightConfig(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
+    limited = comfyui._Run(paper(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
     assert limited._budget(torch.device("cuda"), True) == (1.5 * 2**30, 32 * 10**9)
 
 

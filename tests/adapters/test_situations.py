@@ -23,14 +23,14 @@ import comfy_extras.nodes_perpneg as perpneg_nodes
 import comfy_extras.nodes_slg as slg_nodes
 from foresight_pack.adapters import live
 from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.foresight import ForesightConfig
 from reference import Reference
+from toy import paper
 
 import nodes
 
-NOTHING = ForesightConfig(threshold=1e-12)
+NOTHING = paper(threshold=1e-12)
 WARMUP, GAMMA, INTERVAL = 3, 2.0, 3
-MUCH = ForesightConfig(threshold=GAMMA, warmup_steps=WARMUP, reuse_interval=INTERVAL, sample_rows=0)
+MUCH = paper(threshold=GAMMA, warmup_steps=WARMUP, reuse_interval=INTERVAL, sample_rows=0)
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +398,7 @@ def test_reuse_gives_what_the_reference_gives(case, runs):
 
 def test_two_nodes_with_settings_of_their_own_on_two_branches(models, runs):
     model = models["wan"]
-    settings = [MUCH, ForesightConfig(threshold=0.7, warmup_steps=4, sample_rows=0)]
+    settings = [MUCH, paper(threshold=0.7, warmup_steps=4, sample_rows=0)]
     alone = [sample(model, apply_foresight(model.patcher, config)) for config in settings]
     branches = [apply_foresight(model.patcher, config) for config in settings]
     for turn in (0, 1, 1, 0):

@@ -16,6 +16,7 @@ from foresight_pack.foresight import ForesightConfig
         ({"reuse_interval": 0}, "reuse_interval=0: must be between 1 and 8"),
         ({"reuse_interval": True}, "reuse_interval=True: must be a whole number"),
         ({"cache_device": "tpu"}, "cache_device='tpu': must be one of auto, gpu, cpu"),
+        ({"method": "magic"}, "method='magic': must be one of forecast, paper"),
         ({"cache_kind": "both"}, "cache_kind='both': must be one of output, residual"),
         ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent=0.5: must be below end_percent=0.5"),
     ],
@@ -33,8 +34,10 @@ def test_a_config_never_changes():
 
 @pytest.mark.parametrize(("steps", "warmup"), [(4, 3), (20, 3), (21, 4), (30, 5), (50, 8)])
 def test_automatic_warmup_is_15_percent_and_at_least_3(steps, warmup):
-    assert ForesightConfig().warmup_of(steps) == warmup  # ceil(0.15 * 50 = 7.5) = 8
-    assert ForesightConfig(warmup_steps=6).warmup_of(steps) == 6
+    assert ForesightConfig(method="paper").warmup_of(steps) == warmup  # ceil(0.15 * 50 = 7.5) = 8
+    assert ForesightConfig(method="paper", warmup_steps=6).warmup_of(steps) == 6
+    assert ForesightConfig(method="forecast").warmup_of(steps) == 3
+    assert ForesightConfig(method="forecast", warmup_steps=6).warmup_of(steps) == 6
 
 
 def test_what_turns_it_off():

@@ -1,8 +1,9 @@
 import pytest
 import torch
 import toy
-from foresight_pack.foresight import ForesightConfig, Session
+from foresight_pack.foresight import Session
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import paper
 
 # Warmup of four evaluations in which both blocks change by 1: lambda = 1 + 0.1 + 0.01 = 1.11; gamma 0.5: limit 0.555.
 WARMUP = [[0, 10], [1, 11], [2, 12], [3, 13]]
@@ -14,7 +15,7 @@ def kinds(stats):
 
 
 def test_a_block_that_changed_little_is_reused_and_takes_the_ones_before_it_along():
-    config = ForesightConfig(reuse_interval=2, **GAMMA_HALF)
+    config = paper(reuse_interval=2, **GAMMA_HALF)
     # full: block 0 changes by 1 (1 > 0.555), block 1 by 0.5 (0.25 <= 0.555), so the prefix is both blocks
     seen, stats = toy.play(config, [*WARMUP, [4, 13.5], [99, 99], [5, 14], [99, 99]], steps=8)
     assert seen[5] == [0, 13.5]  # block 0 let its input through, block 1 gave C_1
@@ -28,7 +29,7 @@ def test_a_block_that_changed_little_is_reused_and_takes_the_ones_before_it_alon
 
 
 def test_only_the_prefix_is_reused_and_the_blocks_after_it_run():
-    config = ForesightConfig(reuse_interval=2, **GAMMA_HALF)
+    config = paper(reuse_interval=2, **GAMMA_HALF)
     # full: block 0 changes by 0.5 (qualifies), block 1 by 1 (does not)
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 15]], steps=6)
     assert seen[5] == [3.5, 15]
@@ -36,7 +37,7 @@ def test_only_the_prefix_is_reused_and_the_blocks_after_it_run():
 
 
 def test_the_change_is_taken_against_the_last_computed_value():
-    config = ForesightConfig(reuse_interval=2, **GAMMA_HALF)
+    config = paper(reuse_interval=2, **GAMMA_HALF)
     # block 0 is reused in evaluation 5; in evaluation 6 it is 4.4: 0.9 from C_0 = 3.5 (0.81 > 0.555), so it is not
     # reused in 7
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 15], [4.4, 17], [4.5, 18]], steps=8)
@@ -47,7 +48,7 @@ def test_the_change_is_taken_against_the_last_computed_value():
 
 @pytest.mark.parametrize(("interval", "pattern"), [(2, "WWWWCRCRCR"), (3, "WWWWCRRCRR"), (4, "WWWWCRRRCR")])
 def test_every_rth_evaluation_is_full(interval, pattern):
-    config = ForesightConfig(reuse_interval=interval, **GAMMA_HALF)
+    config = paper(reuse_interval=interval, **GAMMA_HALF)
     outputs = [*WARMUP, *([3 + 0.1 * i, 13 + 0.1 * i] for i in range(6))]
     seen, stats = toy.play(config, outputs, steps=10)
     assert "".join({"warmup": "W", "full": "C", "reuse": "R"}[kind] for kind in kinds(stats)) == pattern
@@ -56,7 +57,7 @@ def test_every_rth_evaluation_is_full(interval, pattern):
 
 
 def test_a_reuse_evaluation_pushes_the_prefix_deeper():
-    config = ForesightConfig(reuse_interval=3, **GAMMA_HALF)
+    config = paper(reuse_interval=3, **GAMMA_HALF)
     # full (4): only block 0 qualifies. reuse (5): block 1 is computed, 14 -> 14.5 is 0.25, qualifies: the slot now
     # holds it
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 14.5], [99, 99]], steps=7)
@@ -66,14 +67,14 @@ def test_a_reuse_evaluation_pushes_the_prefix_deeper():
 
 
 def test_a_full_evaluation_starts_over():
-    config = ForesightConfig(reuse_interval=2, **GAMMA_HALF)
+    config = paper(reuse_interval=2, **GAMMA_HALF)
     # in evaluation 6 nothing qualifies (both jump by 5), so evaluation 7 must not fall back on evaluation 4's slot
     seen, _ = toy.play(config, [*WARMUP, [3.1, 13.1], [99, 99], [8, 18], [9, 19]], steps=8)
     assert seen[7] == [9, 19]
 
 
 def test_two_warmup_evaluations_give_one_change():
-    config = ForesightConfig(warmup_steps=2, threshold=0.5, sample_rows=0)
+    config = paper(warmup_steps=2, threshold=0.5, sample_rows=0)
     # lambda = 1, limit 0.5: a change of 0.6875 (0.473) qualifies, one of 0.75 (0.5625) does not
     assert toy.play(config, [[0], [1], [1.6875], [99]], steps=4)[0][3] == [1.6875]
     assert toy.play(config, [[0], [1], [1.75], [99]], steps=4)[0][3] == [99]
@@ -82,14 +83,14 @@ def test_two_warmup_evaluations_give_one_change():
 @pytest.mark.parametrize(
     ("config", "steps", "reason"),
     [
-        (ForesightConfig(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
+        (paper(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
         (
-            ForesightConfig(),
+            paper(),
             4,
             "at most 0 of 4 steps can be reused: 3 are warmup, and with reuse_interval 2 the rest is computed in full",
         ),
-        (ForesightConfig(threshold=0), 20, "threshold is 0"),
-        (ForesightConfig(reuse_interval=1), 20, "reuse_interval is 1"),
+        (paper(threshold=0), 20, "threshold is 0"),
+        (paper(reuse_interval=1), 20, "reuse_interval is 1"),
     ],
 )
 def test_a_run_that_cannot_gain_says_so_and_stores_nothing(config, steps, reason):
@@ -144,9 +145,7 @@ def check_against_reference(config, grouping, rows=1, evaluations=24):
 @pytest.mark.parametrize("interval", [2, 3, 4])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0, 2.0])
 def test_equals_the_method_with_every_output_kept(kind, interval, threshold):
-    config = ForesightConfig(
-        warmup_steps=4, threshold=threshold, reuse_interval=interval, cache_kind=kind, sample_rows=0
-    )
+    config = paper(warmup_steps=4, threshold=threshold, reuse_interval=interval, cache_kind=kind, sample_rows=0)
     stats = check_against_reference(config, lambda e: [["a", "b"]], rows=2)
     assert stats.reused or threshold < 2
 
@@ -164,12 +163,12 @@ GROUPINGS = {
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_any_grouping_of_streams_into_calls(grouping, kind):
-    config = ForesightConfig(warmup_steps=4, threshold=2.0, reuse_interval=3, cache_kind=kind, sample_rows=0)
+    config = paper(warmup_steps=4, threshold=2.0, reuse_interval=3, cache_kind=kind, sample_rows=0)
     assert check_against_reference(config, GROUPINGS[grouping]).reused
 
 
 def test_streams_in_calls_of_their_own_do_not_touch_each_other():
-    config = ForesightConfig(warmup_steps=4, threshold=1.0, sample_rows=0)
+    config = paper(warmup_steps=4, threshold=1.0, sample_rows=0)
     net = toy.Drifting()
     apart, _, stats = run_streams(net, config, 20, lambda e: [["a"], ["b"]])
     assert stats.reused
@@ -181,7 +180,7 @@ def test_streams_in_calls_of_their_own_do_not_touch_each_other():
 def test_heun_counts_steps_not_evaluations():
     # 4 warmup steps of Heun are 8 evaluations, at levels s0, s1 | s1, s2 | s2, s3 | s3, s4
     schedule = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0]
-    session = Session(ForesightConfig(warmup_steps=4), schedule=schedule)
+    session = Session(paper(warmup_steps=4), schedule=schedule)
     levels = [level for pair in zip(schedule[:-1], schedule[1:], strict=True) for level in pair][:-1]
     for level in levels:
         session.begin_evaluation(torch.tensor([level]))
@@ -191,7 +190,7 @@ def test_heun_counts_steps_not_evaluations():
 
 
 def test_outside_the_range_everything_is_computed():
-    config = ForesightConfig(start_percent=0.5, end_percent=0.8, threshold=2.0, sample_rows=0, warmup_steps=3)
+    config = paper(start_percent=0.5, end_percent=0.8, threshold=2.0, sample_rows=0, warmup_steps=3)
     outputs = [[e * 0.5] for e in range(20)]
     seen, stats = toy.play(config, outputs, steps=20)
     assert kinds(stats) == ["warmup"] * 3 + ["outside"] * 7 + ["reuse", "full"] * 3 + ["plain"] * 4
@@ -202,7 +201,7 @@ def test_outside_the_range_everything_is_computed():
 
 
 def test_range_by_noise_level():
-    session = Session(ForesightConfig(warmup_steps=2), schedule=[1.0, 0.8, 0.6, 0.4, 0.2, 0.0], region=(0.7, 0.3))
+    session = Session(paper(warmup_steps=2), schedule=[1.0, 0.8, 0.6, 0.4, 0.2, 0.0], region=(0.7, 0.3))
     for level in (1.0, 0.8, 0.6, 0.4, 0.2):
         session.begin_evaluation(torch.tensor([level]))
     assert kinds(session.close()) == ["warmup", "warmup", "full", "reuse", "plain"]
@@ -217,7 +216,7 @@ def one_call(session, x, blocks=2, keys=("a",)):
 
 
 def test_another_shape_is_computed_and_measured_afresh():
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0), steps=12)
+    session = Session(paper(warmup_steps=2, threshold=2.0), steps=12)
     for evaluation in range(12):
         session.begin_evaluation()
         out = one_call(session, (torch.full((1, 4 if evaluation < 5 else 6, 2), 1.0 + evaluation * 0.1),))
@@ -227,7 +226,7 @@ def test_another_shape_is_computed_and_measured_afresh():
 
 
 def test_a_block_that_is_no_longer_called_makes_the_call_be_repeated():
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0), steps=8)
+    session = Session(paper(warmup_steps=2, threshold=2.0), steps=8)
     for evaluation in range(4):
         session.begin_evaluation()
         call = session.begin_call(["a"], 2)
@@ -242,7 +241,7 @@ def test_a_block_that_is_no_longer_called_makes_the_call_be_repeated():
 
 
 def test_a_block_that_runs_twice_in_a_call_ends_reuse():
-    session = Session(ForesightConfig(), steps=20)
+    session = Session(paper(), steps=20)
     session.begin_evaluation()
     call = session.begin_call(["a"], 2)
     x = (torch.zeros(1, 2, 2),)
@@ -253,7 +252,7 @@ def test_a_block_that_runs_twice_in_a_call_ends_reuse():
 
 
 def test_rows_that_do_not_divide_among_the_streams_end_reuse():
-    session = Session(ForesightConfig(), steps=20)
+    session = Session(paper(), steps=20)
     session.begin_evaluation()
     out = one_call(session, (torch.zeros(3, 2, 2),), keys=("a", "b"))
     assert out[0].unique().tolist() == [2.0]
@@ -261,7 +260,7 @@ def test_rows_that_do_not_divide_among_the_streams_end_reuse():
 
 
 def test_over_budget_is_said_before_anything_is_stored():
-    session = Session(ForesightConfig(sample_rows=0), steps=20)
+    session = Session(paper(sample_rows=0), steps=20)
     session.set_budget(2 * 4096, None)
     session.begin_evaluation()
     one_call(session, (torch.zeros(1, 64, 16),))  # 4096 bytes a hidden state, 2 blocks of samples: 3 * 4096 in all
@@ -274,22 +273,20 @@ def test_over_budget_is_said_before_anything_is_stored():
 def test_out_of_memory_ends_reuse_and_keeps_the_result(step, monkeypatch):
     from foresight_pack.foresight.store import Store
 
-    plain, _, _ = run_streams(toy.Drifting(), ForesightConfig(threshold=0), 8, lambda e: [["a"]])
+    plain, _, _ = run_streams(toy.Drifting(), paper(threshold=0), 8, lambda e: [["a"]])
 
     def full(*_):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Store, step, full)
-    outputs, _, stats = run_streams(
-        toy.Drifting(), ForesightConfig(warmup_steps=2, threshold=2.0), 8, lambda e: [["a"]]
-    )
+    outputs, _, stats = run_streams(toy.Drifting(), paper(warmup_steps=2, threshold=2.0), 8, lambda e: [["a"]])
     assert all(torch.equal(x["a"], y["a"]) for x, y in zip(outputs, plain, strict=True))
     assert stats.inactive == "out of memory while storing or handing over features"
 
 
 def test_the_last_evaluation_has_no_time_where_the_host_cannot_say_when_it_ended():
     for timed in (True, False):
-        session = Session(ForesightConfig(), steps=10)
+        session = Session(paper(), steps=10)
         for _ in range(2):
             session.begin_evaluation()
         seconds = [e.seconds for e in session.close(timed).evaluations]
@@ -303,7 +300,7 @@ def test_out_of_memory_while_handing_over_repeats_the_call(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Slot, "read", full)
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0), steps=8)
+    session = Session(paper(warmup_steps=2, threshold=2.0), steps=8)
     for evaluation in range(4):
         session.begin_evaluation()
         call = session.begin_call(["a"], 1)
@@ -349,9 +346,7 @@ def test_a_stream_holds_one_hidden_state_and_the_samples_whatever_the_depth(bloc
     tokens, dim, wanted = 32768, 16, 1024
     hidden = tokens * dim * 4
     sample = 1057 * dim * 4  # every 31st of 32768 rows
-    session = Session(
-        ForesightConfig(warmup_steps=2, threshold=2.0, reuse_interval=interval, sample_rows=wanted), steps=10
-    )
+    session = Session(paper(warmup_steps=2, threshold=2.0, reuse_interval=interval, sample_rows=wanted), steps=10)
     held = 0
     for evaluation in range(10):
         session.begin_evaluation()
@@ -398,7 +393,7 @@ class _Storage:
 def test_no_temporary_of_the_size_of_a_hidden_state():
     tokens, dim, blocks = 8192, 16, 4
     hidden = tokens * dim * 4
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0, sample_rows=256), steps=10)
+    session = Session(paper(warmup_steps=2, threshold=2.0, sample_rows=256), steps=10)
     count = LiveBytes()
     for evaluation in range(7):
         session.begin_evaluation()
@@ -422,7 +417,7 @@ def test_one_device_read_per_evaluation(monkeypatch):
         monkeypatch.setattr(
             torch.Tensor, name, lambda self, *a, name=name, **k: pytest.fail(f"{name} reads the device")
         )
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0), schedule=[1 - 0.1 * i for i in range(11)])
+    session = Session(paper(warmup_steps=2, threshold=2.0), schedule=[1 - 0.1 * i for i in range(11)])
     for evaluation in range(10):
         before = len(reads)
         session.begin_evaluation(torch.tensor([1 - 0.1 * evaluation]))
@@ -432,7 +427,7 @@ def test_one_device_read_per_evaluation(monkeypatch):
 
 
 def test_a_reused_prefix_leaves_the_first_input_and_the_slot_alone_when_the_host_writes_in_place():
-    session = Session(ForesightConfig(warmup_steps=2, threshold=2.0, reuse_interval=3), steps=12)
+    session = Session(paper(warmup_steps=2, threshold=2.0, reuse_interval=3), steps=12)
     expected = None
     for evaluation in range(12):
         session.begin_evaluation()
@@ -455,7 +450,7 @@ def test_a_reused_prefix_leaves_the_first_input_and_the_slot_alone_when_the_host
 
 def test_over_the_device_budget_hidden_states_wait_in_ram():
     """64 rows of 16 floats: 4096 bytes a slot; 2 blocks with exact samples: 8192 bytes of samples a stream."""
-    config, ram = ForesightConfig(sample_rows=0, warmup_steps=2, threshold=2.0), torch.device("cpu")
+    config, ram = paper(sample_rows=0, warmup_steps=2, threshold=2.0), torch.device("cpu")
     session = Session(config, steps=8, spill=ram)
     for evaluation in range(8):
         short = evaluation > 0  # by a byte for two slots at once, from the second evaluation on
@@ -473,7 +468,7 @@ def test_over_the_device_budget_hidden_states_wait_in_ram():
 
 
 def test_streams_that_come_and_go_do_not_pile_up():
-    session = Session(ForesightConfig(sample_rows=0), steps=20)
+    session = Session(paper(sample_rows=0), steps=20)
     held = []
     for evaluation in range(12):
         session.begin_evaluation()

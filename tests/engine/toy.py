@@ -4,6 +4,11 @@ import torch
 from foresight_pack.foresight import ForesightConfig, RunStats, Session
 
 
+def paper(**settings) -> ForesightConfig:
+    """Settings with the paper's method, the one of block reuse."""
+    return ForesightConfig(method="paper", **settings)
+
+
 def play(config: ForesightConfig, outputs: list[list[float]], **session) -> tuple[list[list[float]], RunStats]:
     """Run blocks that output `outputs[evaluation][block]`, whatever comes in; what left each block, and the record."""
     session = Session(config, **session)

@@ -14,10 +14,10 @@ import comfy.sd
 import reference_weights as ref
 import safetensors.torch
 from foresight_pack.adapters import comfyui
-from foresight_pack.foresight import ForesightConfig
 from foresight_pack.models import loading, open_sora
 from foresight_pack.nodes import loaders, video
 from reference_weights import named
+from toy import paper
 
 HEADS = {"config": json.dumps({"num_attention_heads": 4, "attention_head_dim": 12})}
 
@@ -316,10 +316,10 @@ def test_foresight_reuses_both_conds_of_a_call(request, caplog, name):
     patcher = request.getfixturevalue("latte" if name == "latte" else "sora")
     noise, conds = named("z", 1, 4, 3, 4, 4), _inputs(name)
     plain = sample(patcher, noise, *conds, 4.0, 12)
-    nothing = comfyui.apply_foresight(patcher, ForesightConfig(threshold=1e-9))
+    nothing = comfyui.apply_foresight(patcher, paper(threshold=1e-9))
     assert torch.equal(plain, sample(nothing, noise, *conds, 4.0, 12))
     caplog.set_level("INFO")
-    much = comfyui.apply_foresight(patcher, ForesightConfig(threshold=2.0, warmup_steps=2, sample_rows=0))
+    much = comfyui.apply_foresight(patcher, paper(threshold=2.0, warmup_steps=2, sample_rows=0))
     fast = sample(much, noise, *conds, 4.0, 12)
     assert torch.isfinite(fast).all() and not torch.equal(fast, plain)
     assert [r.getMessage() for r in caplog.records if "Foresight reused" in r.getMessage()]

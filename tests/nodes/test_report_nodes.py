@@ -10,13 +10,13 @@ import comfy.sample
 import folder_paths
 from foresight_pack.adapters import live, timer
 from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.foresight import ForesightConfig
 from foresight_pack.nodes import ForesightExtension
 from foresight_pack.nodes.compare import ForesightCompare
 from foresight_pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from foresight_pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
+from toy import paper
 
-FAST = ForesightConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
+FAST = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 class Executing:
@@ -98,7 +98,7 @@ def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model, monke
     assert "sampler 4" not in execute(ForesightReport, patched, latent, "", prompt={"3": {}}).args[2]  # deleted since
 
 
-@pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, ForesightConfig(threshold=0.0))])
+@pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, paper(threshold=0.0))])
 def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, tmp_path, patch):
     patched = patch(model)
     output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=2), "foresight/report")
@@ -107,7 +107,7 @@ def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, 
 
 
 def test_a_run_that_could_not_reuse_says_why(model, monkeypatch):
-    patched = apply_foresight(model, ForesightConfig(), "7")
+    patched = apply_foresight(model, paper(), "7")
     output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=4), "")
     assert "inactive: at most 0 of 4 steps" in output.args[2] and output.args[3] == 1.0
 

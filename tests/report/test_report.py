@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foresight_pack.foresight import ForesightConfig
 from foresight_pack.foresight.stats import Evaluation, RunStats
 from foresight_pack.report import figures, plot, quality
+from toy import paper
 
 SCHEMA = Path(__file__).resolve().parents[2] / "report" / "schema.json"
 
@@ -43,7 +43,7 @@ def test_videos_that_cannot_be_compared_are_named_with_both_shapes(videos):
 
 
 def run(reuse: bool = True, inactive: str | None = None) -> dict:
-    stats = RunStats(ForesightConfig(), 4, 3, peak_bytes=3 << 20, inactive=inactive)
+    stats = RunStats(paper(), 4, 3, peak_bytes=3 << 20, inactive=inactive)
     for index, kind in enumerate(("warmup", "full", "reuse")):
         evaluation = Evaluation(kind, 1.0 - 0.3 * index, 2.0 if kind != "reuse" else 1.0)
         for block, ratio in enumerate((None, 1.0, 5.0)):

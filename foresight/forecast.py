@@ -1,0 +1,192 @@
+"""The method "forecast": whole evaluations are left out, and the output that they would have given is forecast.
+
+It is not the paper's: what is measured and reused here is the output at latent size, not the blocks'. In symbols, with
+D_n the output computed at position u_n of the schedule (in steps), x the sampler's latent, sigma its noise level:
+
+1. Forecast: D^(u) = D_n + s (u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), the line through the last two computed.
+2. Decision: each computed output measures what the forecast for it would have missed, e = rms(D^ - D) / rms(x - D), or
+   e / (u_m - u_n) per step of distance. An evaluation is left out while the error that this predicts for x, summed over
+   the evaluations left out since the last computed one, stays within the tolerance.
+3. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m, whose slope
+   is s'. A sampler's step takes an output as x <- a x + (1 - a) D, a = sigma_next / sigma; so the forecasts have left
+   (s - s') S in x, where S <- a S + (1 - a)(u - u_n) over them. The computed step pays it back: it gets
+   D_m - a_m / (1 - a_m) (s - s') S in place of D_m. Exact for Euler, to first order for every other sampler.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from .metric import Tensors
+
+WARMUP = 3  # the first output gives a value, the second a slope, the third the first measured error
+LONGEST = 8  # steps; beyond them a measured error says nothing about the next
+TOLERANCE = 0.012  # error in x that gamma = 1 allows between two computed evaluations, see `Forecaster.cost`
+EARLY = 0.3  # exponent: an early error weighs more, because the rest of the run builds on it
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where an evaluation stands in its run.
+
+    Attributes:
+        position: u, in steps of the schedule from its beginning.
+        noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
+        share: How much of that share the step takes away.
+        a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
+        b: See `a`.
+    """
+
+    position: float
+    noise: float
+    share: float
+    a: float
+    b: float
+
+
+class Output:
+    """One output (of the guider, or of one cond): the two computed last, and what the forecasts since then left in x.
+
+    Attributes:
+        signature: Whatever must stay the same for a forecast to make sense.
+        calls: Block calls of its newest computed evaluation, per block.
+        error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
+        distance: u_m - u_n that `error` was measured over.
+    """
+
+    def __init__(self, signature: Hashable, home: torch.device | None):
+        self.signature, self._home = signature, home
+        self.calls: list[int] = []
+        self.error: torch.Tensor | None = None
+        self.distance = 0.0
+        self._points: list[tuple[float, Tensors]] = []
+        self._sum = 0.0  # S
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a slope."""
+        return len(self._points) == 2
+
+    @property
+    def newest(self) -> float:
+        """u_n."""
+        return self._points[-1][0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for _, output in self._points for x in output)
+
+    def _line(self, position: float, device: torch.device) -> Tensors:
+        """D^(u) as fresh tensors."""
+        (before, old), (newest, new) = self._points
+        far = (position - newest) / (newest - before)
+        return tuple(n.to(device).lerp(o.to(device), -far) for n, o in zip(new, old, strict=True))
+
+    def forecast(self, step: Step, device: torch.device) -> Tensors:
+        """D^(u) in place of an output that is left out."""
+        self._sum = step.a * self._sum + step.b * (step.position - self.newest)
+        return self._line(step.position, device)
+
+    def observe(self, step: Step, output: Tensors, unit: Tensors) -> Tensors:
+        """Take a computed output; what to give the sampler in its place.
+
+        Args:
+            output: D_m, any shapes, batch first.
+            unit: Tensors of the same shapes whose rms is the unit of e.
+        """
+        self.error, corrected = None, output
+        if self._points and abs(step.position - self.newest) < 1e-3:  # again at the same noise level (Heun)
+            self._points.pop()
+        elif self.ready:
+            self.distance = step.position - self.newest
+            line = self._line(step.position, output[0].device)
+            self.error = _relative(line, output, unit)
+            if self._sum and step.a:
+                pay = step.a / step.b * self._sum / self.distance  # (s - s') (u_m - u_n) is D^(u_m) - D_m
+                corrected = tuple(x.lerp(y, -pay) for x, y in zip(output, line, strict=True))
+        self._sum = 0.0
+        kept = tuple(x.detach().to(self._home or x.device, copy=True) for x in output)
+        self._points = [*self._points[-1:], (step.position, kept)]
+        return corrected
+
+
+def _relative(a: Tensors, b: Tensors, unit: Tensors) -> torch.Tensor:
+    """rms(a - b) / rms(unit) of the worst item of the batch, a 0-d fp32 tensor."""
+
+    def squares(tensors: Tensors) -> torch.Tensor:
+        return sum(x.float().flatten(1).square().sum(1) for x in tensors)
+
+    apart = squares(tuple(x - y for x, y in zip(a, b, strict=True)))
+    return (apart / squares(unit).clamp_min(1e-12)).max().sqrt()
+
+
+class Forecaster:
+    """What a run forecasts, and when it computes.
+
+    Args:
+        gamma: The user's threshold; the tolerance grows with it.
+        home: Where the stored outputs wait; None for the device on which they came.
+    """
+
+    def __init__(self, gamma: float, home: torch.device | None = None):
+        self._tolerance = TOLERANCE * gamma
+        self._home = home
+        self._outputs: dict[Hashable, Output] = {}
+        self._rate: float | None = None  # e per step of distance
+        self._since = 0.0  # u_n of the run's newest computed evaluation
+        self._spent = 0.0  # predicted error in x since then
+        self.step: Step | None = None
+
+    def cost(self, step: Step) -> float:
+        """Predicted error in x, in units of the noise's rms, of leaving this evaluation out."""
+        distance = max(step.position - self._since, 0.25)  # a step's second evaluation is not free
+        return self._rate * distance * step.share / max(1 - step.noise, 0.005) ** EARLY
+
+    def begin(self, step: Step) -> float:
+        """Begin an evaluation: the predicted error over the tolerance; up to 1 it may be left out."""
+        self.step = step
+        if self._rate is None or step.position - self._since > LONGEST:
+            return math.inf
+        return (self._spent + self.cost(step)) / self._tolerance
+
+    def leave_out(self) -> None:
+        """The evaluation is left out."""
+        self._spent += self.cost(self.step)
+
+    def reports(self) -> list[torch.Tensor]:
+        """The errors measured in the evaluation that ends, 0-d on the device."""
+        return [output.error for output in self._outputs.values() if output.error is not None]
+
+    def settle(self, errors: list[float]) -> None:
+        """Take back the values of `reports`: the worst one sets the rate, which falls by half at most."""
+        measured = [output for output in self._outputs.values() if output.error is not None]
+        rates = [error / output.distance for error, output in zip(errors, measured, strict=True)]
+        for output in measured:
+            output.error = None
+        if rates:
+            rate = max(rates) if all(map(math.isfinite, rates)) else math.inf
+            self._rate = rate if self._rate is None else max(rate, (rate + self._rate) / 2)
+
+    def known(self, key: Hashable, signature: Hashable) -> Output | None:
+        """An output that can be forecast now, else None."""
+        output = self._outputs.get(key)
+        return output if output is not None and output.signature == signature and output.ready else None
+
+    def observe(self, key: Hashable, signature: Hashable, result: Tensors, unit: Tensors, calls: list[int]) -> Tensors:
+        """Take a computed output; what to give the sampler in its place. See `Output`."""
+        output = self._outputs.get(key)
+        if output is None or output.signature != signature:
+            output = self._outputs[key] = Output(signature, self._home)
+        output.calls = calls
+        self._since, self._spent = self.step.position, 0.0
+        return output.observe(self.step, result, unit)
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._outputs.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self._outputs.values())
