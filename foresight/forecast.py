@@ -23,8 +23,10 @@ from .metric import Tensors
 
 WARMUP = 3  # the first output gives a value, the second a slope, the third the first measured error
 LONGEST = 8  # steps; beyond them a measured error says nothing about the next
-TOLERANCE = 0.012  # error in x that gamma = 1 allows between two computed evaluations, see `Forecaster.cost`
-EARLY = 0.3  # exponent: an early error weighs more, because the rest of the run builds on it
+TOLERANCE = 0.02  # error in x that gamma = 1 allows between two computed evaluations, see `Forecaster.cost`
+JUMP = 4.0  # times the predicted error: then it happened at once, and what came before says nothing
+ROUNDING = 0.01  # an e up to this is never a jump
+EARLY = 0.6  # exponent: an early error weighs more, because the rest of the run builds on it
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Output:
         signature: Whatever must stay the same for a forecast to make sense.
         calls: Block calls of its newest computed evaluation, per block.
         error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
-        distance: u_m - u_n that `error` was measured over.
+        distance: |u_m - u_n| that `error` was measured over; an adaptive sampler may go back.
     """
 
     def __init__(self, signature: Hashable, home: torch.device | None):
@@ -78,6 +80,10 @@ class Output:
     def nbytes(self) -> int:
         return sum(x.nbytes for _, output in self._points for x in output)
 
+    def forget(self) -> None:
+        """Only the newest computed output has anything to do with what comes."""
+        self._points = self._points[-1:]
+
     def _line(self, position: float, device: torch.device) -> Tensors:
         """D^(u) as fresh tensors."""
         (before, old), (newest, new) = self._points
@@ -100,11 +106,13 @@ class Output:
         if self._points and abs(step.position - self.newest) < 1e-3:  # again at the same noise level (Heun)
             self._points.pop()
         elif self.ready:
-            self.distance = step.position - self.newest
+            self.distance = abs(step.position - self.newest)
             line = self._line(step.position, output[0].device)
             self.error = _relative(line, output, unit)
             if self._sum and step.a:
-                pay = step.a / step.b * self._sum / self.distance  # (s - s') (u_m - u_n) is D^(u_m) - D_m
+                pay = (
+                    step.a / step.b * self._sum / (step.position - self.newest)
+                )  # (s - s')(u_m - u_n) is D^(u_m) - D_m
                 corrected = tuple(x.lerp(y, -pay) for x, y in zip(output, line, strict=True))
         self._sum = 0.0
         kept = tuple(x.detach().to(self._home or x.device, copy=True) for x in output)
@@ -147,7 +155,8 @@ class Forecaster:
     def begin(self, step: Step) -> float:
         """Begin an evaluation: the predicted error over the tolerance; up to 1 it may be left out."""
         self.step = step
-        if self._rate is None or step.position - self._since > LONGEST:
+        unknown = self._rate is None or not all(output.ready for output in self._outputs.values())
+        if unknown or step.position - self._since > LONGEST:
             return math.inf
         return (self._spent + self.cost(step)) / self._tolerance
 
@@ -162,9 +171,13 @@ class Forecaster:
     def settle(self, errors: list[float]) -> None:
         """Take back the values of `reports`: the worst one sets the rate, which falls by half at most."""
         measured = [output for output in self._outputs.values() if output.error is not None]
-        rates = [error / output.distance for error, output in zip(errors, measured, strict=True)]
-        for output in measured:
+        rates = []
+        for output, error in zip(measured, errors, strict=True):
             output.error = None
+            jump = self._rate is not None and not error <= max(JUMP * self._rate * output.distance, ROUNDING)
+            if jump:
+                output.forget()
+            rates.append(error if jump else error / output.distance)
         if rates:
             rate = max(rates) if all(map(math.isfinite, rates)) else math.inf
             self._rate = rate if self._rate is None else max(rate, (rate + self._rate) / 2)
@@ -179,6 +192,7 @@ class Forecaster:
         output = self._outputs.get(key)
         if output is None or output.signature != signature:
             output = self._outputs[key] = Output(signature, self._home)
+            self._rate = None
         output.calls = calls
         self._since, self._spent = self.step.position, 0.0
         return output.observe(self.step, result, unit)

@@ -14,7 +14,7 @@ from .metric import Tensors
 from .stats import Evaluation, RunStats, format_bytes
 from .store import Parking, is_out_of_memory
 
-_LAST = 1  # steps at the end of a run that are never left out: nothing comes after them to pay an error back
+_LAST = 2  # steps at the end of a run that are never left out: little comes after them to pay an error back
 
 
 class Session:
@@ -75,7 +75,7 @@ class Session:
         if self.most_reuse == 0:
             rest = f"with reuse_interval {self.config.reuse_interval} the rest is computed in full"
             if self._forecaster is not None:
-                rest = f"the last {_LAST} always computed"
+                rest = f"the last {_LAST} are always computed"
             return f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, and {rest}"
         return None
 

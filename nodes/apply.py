@@ -10,14 +10,14 @@ CATEGORY = "model/patch/foresight"
 
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Int, "warmup_steps", False,
-     "Steps computed in full first, while each block's usual change is measured. "
-     f"0 = {AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
+     f"Steps computed in full first. 0 = {AUTO_WARMUP_MIN}; with the method paper {AUTO_WARMUP:.0%} of the run, at "
+     f"least {AUTO_WARMUP_MIN}."),
     (io.Float, "threshold", False,
-     "A block is reused while its change is at most this multiple of its change during warmup (gamma in the paper). "
-     "Higher is faster and drifts more. 0 = off, the exact plain result."),
+     "Speed against quality: higher is faster and drifts more. 0 = off, the exact plain result. With the method paper, "
+     "a block is reused while its change is at most this multiple of its change during warmup (gamma)."),
     (io.Int, "reuse_interval", False,
-     "Every n-th evaluation after warmup is computed in full (R in the paper); those between may reuse. "
-     "Higher is faster. 1 = off."),
+     "For the method paper: every n-th evaluation after warmup is computed in full (R); those between may reuse. "
+     "Higher is faster. 1 = off, with either method; otherwise forecast chooses by itself."),
     (io.Float, "start_percent", True, "Before this share of sampling everything is computed."),
     (io.Float, "end_percent", True, "After this share of sampling everything is computed."),
     (io.Combo, "cache_device", True,
@@ -26,6 +26,9 @@ _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "cache_budget_gb", True,
      "Most memory (GiB) for stored features on the GPU; a run that needs more uses RAM (auto), and if that is not "
      "enough it is computed in full and says so. 0 = what the first evaluation leaves free."),
+    (io.Combo, "method", True,
+     "forecast leaves out whole evaluations and forecasts their result from the last two, by the error that it "
+     "measures; it takes almost no memory. paper reuses single blocks' outputs, as in arXiv 2506.00329."),
 ]  # fmt: skip
 
 
@@ -36,9 +39,9 @@ class ForesightApply(io.ComfyNode):
             node_id="ForesightApply",
             display_name="Foresight",
             category=CATEGORY,
-            description="Makes video models faster: transformer blocks whose output barely changes between steps are "
-            "reused, decided per block while the video is made. Put it between the model loader (after LoRAs) and the "
-            "sampler. In workflows with two models (Wan 2.2), use one on each.",
+            description="Makes video models faster: work whose result barely changes or can be foreseen from one step "
+            "to the next is reused, decided while the video is made. Put it between the model loader (after LoRAs) and "
+            "the sampler. In workflows with two models (Wan 2.2), use one on each.",
             search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"],
             is_experimental=True,
             inputs=[
