@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const TEXT_HEIGHTS = { ForesightReport: 190, ForesightCompare: 50, ForesightSpeedup: 40 };
+const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
 const MAP_HEIGHT = 190;
 

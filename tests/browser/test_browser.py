@@ -158,6 +158,19 @@ class Page:
             [kind, widget, value],
         )
 
+    def add_report(self) -> None:
+        """A Foresight Report behind the demo's sampler, which puts the figures into the history."""
+        self.run(
+            """() => {
+                const of = (kind) => app.graph.nodes.find((n) => n.type === kind);
+                const report = LiteGraph.createNode("ForesightReport");
+                report.pos = [20, 900];
+                app.graph.add(report);
+                of("ForesightApply").connect(0, report, 0);
+                of("KSampler").connect(0, report, 1);
+            }"""
+        )
+
     def press_run(self) -> None:
         self.page.get_by_role("button", name="Run", exact=True).first.click()
 
@@ -210,6 +223,7 @@ def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
 def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pictures):
     steps = 24 if page.renderer == "classic" else 22  # a new page shows the last run of its workflow
     page.demo(steps)
+    page.add_report()
     assert page.page.locator(".foresight-map").is_visible()
     before, seen = page.history(), []
     page.press_run()
@@ -234,6 +248,10 @@ def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pic
     shown = {round(float(value), 9) for value in re.findall(r"([\d.]+) s", text)}
     wanted = {float(f"{record[name]:.3g}") for name in ("seconds_full", "seconds_reuse")}
     assert shown == wanted
+    history = next(output["text"][0] for output in entry["outputs"].values() if "text" in output)
+    assert f"{record['reused']} of {record['total']} ({record['reuse_ratio']:.0%})" in history
+    for value in (*re.findall(r"[\d.]+ s", text), f"{record['estimated_speedup']:.2f}x", re.search(r"[\d.]+ MiB", text)[0]):
+        assert f" {value}\n" in history, value
     page.page.screenshot(path=pictures / f"done.{page.renderer}.png")
     read_cells(page, record)
 
@@ -291,6 +309,21 @@ def test_reload_cached_run_and_bypass(page):
     assert len(page.records()) == count and page.figures == text
 
 
+def test_a_reload_in_mid_run_goes_on_where_the_run_is(page):
+    page.demo(steps=60, seed=13)
+    before = page.history()
+    page.press_run()
+    page.page.wait_for_function("() => /evaluation ([3-9]|1\\d) of 60/.test(document.body.innerText)")
+    page.page.reload(wait_until="domcontentloaded")
+    page.wait()
+    if not page.page.locator(".foresight-map").count():
+        page.demo(steps=60, seed=13)
+    page.wait_for_new(before)
+    page.page.wait_for_function("() => /evaluation 60 of 60/.test(document.body.innerText)", timeout=10_000)
+    (cells,) = {len(record["evaluations"]) for record in page.records()[-1:]}
+    assert cells == 60 and page.run("() => document.querySelector('.foresight-map canvas').ariaLabel.includes('60 evaluations')")
+
+
 def test_a_second_run_replaces_the_first_and_two_samplers_have_tabs(page):
     page.load(hosts.ROOT / "workflows" / "foresight_ab.json")
     page.set("KSampler", "steps", STEPS)
@@ -314,6 +347,13 @@ def test_a_second_run_replaces_the_first_and_two_samplers_have_tabs(page):
     assert tabs.nth(1).get_attribute("aria-selected") == "true"
     tabs.nth(0).click()
     assert tabs.nth(0).get_attribute("aria-selected") == "true"
+    page.page.keyboard.press("Tab")  # from here on without a pointer
+    page.page.keyboard.press("Enter")
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    page.page.keyboard.press("Tab")
+    assert page.run("() => document.activeElement.matches('.foresight-map canvas')")
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.locator(".foresight-readout").inner_text() == "block 0, evaluation 0: computed (warmup)"
 
 
 def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
@@ -327,7 +367,7 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
     assert entry["status"]["status_str"] == "success"
     texts = [text for output in entry["outputs"].values() for text in output.get("text", [])]
     shown = page.page.locator(".foresight-text").all_inner_texts()
-    assert sorted(texts) == sorted(shown) and len(texts) == 2
+    assert sorted(texts) == sorted(shown) and len(texts) == 3
     (line,) = [text for text in texts if "measured" in text]
     assert re.fullmatch(r"plain [\d.]+ s, Foresight [\d.]+ s: [\d.]+x measured", line)
     assert any(re.match(r"PSNR [\d.]+ dB over 8 frames", text) for text in texts)
