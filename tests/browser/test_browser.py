@@ -45,7 +45,10 @@ def browser():
         pytest.skip("no Chromium here, and none could be installed")
     with playwright.sync_playwright() as p:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        found = p.chromium.launch(executable_path=path, args=arguments)
+        try:
+            found = p.chromium.launch(executable_path=path, args=arguments)
+        except playwright.Error as error:  # fetched, but the system lacks its libraries
+            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
         yield found
         found.close()
 
