@@ -34,7 +34,7 @@ def test_the_nodes_are_there(server):
 
 
 def test_the_workflows_use_nodes_that_are_there(server):
-    known = set(json.loads(server.get("/object_info"))) | {"MarkdownNote", "Reroute"}  # those the browser has itself
+    known = set(json.loads(server.get("/object_info"))) | {"MarkdownNote", "Note", "Reroute"}  # the browser has these
     for path in (hosts.ROOT / "workflows").glob("*.json"):
         assert {node["type"] for node in json.loads(path.read_text())["nodes"]} <= known, path
 
