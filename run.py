@@ -35,6 +35,7 @@ REQUIREMENTS = [
     "jsonschema",
     "playwright",  # drives a Chromium that is there; brings none
     "comfy-cli",  # packs and checks the archive for the registry
+    "comfy-test",  # checks a pack as a server and a browser load it
     "cache-dit==1.5.3",  # for the benchmarks
 ]
 

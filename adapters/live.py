@@ -18,7 +18,8 @@ _INTERVAL = 0.1  # seconds between two events of a run
 
 log = logging.getLogger(__name__)
 
-_numbers = itertools.count(1)
+# from the clock, so that a page that outlives the server takes the new server's runs for the newer ones
+_numbers = itertools.count(int(time.time() * 1000))
 
 
 class Watcher:

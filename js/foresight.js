@@ -2,9 +2,10 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const TEXT_HEIGHTS = { ForesightReport: 160, ForesightCompare: 50, ForesightSpeedup: 40 };
+const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
 const MAP_HEIGHT = 190;
+const KEPT = 64; // runs, of all workflows
 
 const runs = new Map(); // run number -> record as of GET /foresight/runs
 const views = new WeakMap(); // node -> MapView or TextView
@@ -34,18 +35,26 @@ function runsOf(node) {
   return mine.filter((r) => r.prompt_id === mine.at(-1).prompt_id);
 }
 
+function keep(record) {
+  runs.set(record.run, record);
+  if (runs.size > KEPT) runs.delete(Math.min(...runs.keys()));
+}
+
 /** Merge one event: its rows replace what is known from `first` on. False when rows before them are missing. */
 function merge(message) {
   const known = runs.get(message.run)?.evaluations ?? [];
   const complete = message.first <= known.length;
-  runs.set(message.run, { ...message, evaluations: [...known.slice(0, message.first), ...message.evaluations] });
+  keep({ ...message, evaluations: [...known.slice(0, message.first), ...message.evaluations] });
   return complete;
 }
 
 async function fetchRuns() {
   const response = await api.fetchApi("/foresight/runs");
   if (!response.ok) return;
-  for (const record of await response.json()) runs.set(record.run, record);
+  for (const record of await response.json()) {
+    const known = runs.get(record.run)?.evaluations.length ?? 0; // events may have overtaken the answer
+    if (record.evaluations.length >= known) keep(record);
+  }
   showAll();
 }
 
@@ -293,6 +302,7 @@ app.registerExtension({
       if (!merge(detail)) fetchRuns(); // this page opened in mid-run
       if (isHere(detail)) views.get(findNode(detail.node_id))?.refresh();
     });
+    api.addEventListener("reconnected", fetchRuns); // events were lost
     new MutationObserver(() => showAll()).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
     fetchRuns();
   },

@@ -1,9 +1,11 @@
 """Plots as images: the map of reused blocks, and curves over frames. Matplotlib where it is installed, else Pillow."""
 
+from textwrap import shorten
+
 import numpy as np
 
 # colours that the colour-blind can tell apart; the map on the node has the same
-REUSED, COMPUTED, CLOSE, WARMUP = (27, 108, 168), (233, 233, 228), (224, 130, 20), (189, 189, 181)
+REUSED, COMPUTED, CLOSE, WARMUP = (27, 108, 168), (214, 214, 206), (224, 130, 20), (160, 160, 151)
 LEGEND = {"warmup": WARMUP, "computed": COMPUTED, "close to reuse": CLOSE, "reused": REUSED}
 CURVES = ("#1b6ca8", "#e08214")
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -71,7 +73,7 @@ def _headline(run: dict) -> str:
     speedup = "?" if run["estimated_speedup"] is None else f"{run['estimated_speedup']:.2f}x"
     line = f"{run['reused']} of {run['total']} block calls reused ({run['reuse_ratio']:.0%})"
     line += f", estimated speed-up {speedup}"
-    return f"{line}; inactive: {run['inactive']}" if run["inactive"] else line
+    return f"{line}\n{shorten('inactive: ' + run['inactive'], 140)}" if run["inactive"] else line
 
 
 def _figure(width: float, height: float):
@@ -144,7 +146,7 @@ def _map_pillow(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     plot, gap = 200, 75
-    image = Image.new("RGB", (_WIDTH, 70 + len(panels) * (plot + gap)), _PAPER)
+    image = Image.new("RGB", (_WIDTH, 72 + len(panels) * (plot + gap) - 30), _PAPER)
     draw, font, small = ImageDraw.Draw(image), _font(16), _font(13)
     draw.text((12, 8), title, fill=_INK, font=font)
     x = _WIDTH - _RIGHT - sum(24 + draw.textlength(label, small) + 14 for label in LEGEND)
@@ -154,7 +156,7 @@ def _map_pillow(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
         x += 24 + draw.textlength(label, small) + 14
     for p, (headline, colors) in enumerate(panels.items()):
         top = 72 + p * (plot + gap)
-        draw.text((_LEFT, top - 24), headline, fill=_INK, font=small)
+        draw.text((_LEFT, top - 8), headline, fill=_INK, font=small, anchor="ld")
         rows, columns = colors.shape[:2]
         height, width = plot / max(1, rows), (_WIDTH - _LEFT - _RIGHT) / max(1, columns)
         line = 1 if min(width, height) >= 5 else 0
@@ -167,7 +169,7 @@ def _map_pillow(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
             draw.text((_LEFT - 8, top + plot - (row + 0.5) * height), str(row), fill=_INK, font=small, anchor="rm")
         for column in _ticks(columns):
             draw.text((_LEFT + (column + 0.5) * width, top + plot + 4), str(column), fill=_INK, font=small, anchor="mt")
-        draw.text((6, top - 24), "block", fill=_INK, font=small)
+        draw.text((6, top - 8), "block", fill=_INK, font=small, anchor="ld")
     draw.text((_WIDTH / 2, image.height - 8), "evaluation", fill=_INK, font=small, anchor="mb")
     return np.asarray(image)
 

@@ -1,6 +1,7 @@
 """The events of a run: every row once, in order, also when many fall into one interval."""
 
 import json
+import time
 
 import pytest
 
@@ -75,3 +76,9 @@ def test_only_the_newest_runs_are_kept(server):
         sample(model, patched, steps=1)
     numbers = [run["run"] for run in live.runs()]
     assert len(numbers) == live._runs.maxlen and numbers == sorted(numbers)
+
+
+def test_the_runs_of_a_server_started_later_have_higher_numbers(server):
+    model = MODELS["wan"]()
+    sample(model, apply_foresight(model.patcher, ForesightConfig(), "7"), steps=1)
+    assert 0 <= time.time() * 1000 - live.runs()[0]["run"] < 24 * 3600 * 1000

@@ -152,6 +152,8 @@ def test_workflows_are_whole(path):
         given, taken = by_id[source]["outputs"][slot]["type"], by_id[target]["inputs"][entry]["type"]
         assert given == kind or "*" in (given, kind)
         assert "*" in (given, taken) or given in taken.split(",")
+    linked = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    assert bool(linked) == (path.stem not in ("foresight_demo", "foresight_ab"))  # those have a model of their own
     for node in workflow["nodes"]:
         for model in node["properties"].get("models", []):
             assert model["url"].startswith("https://huggingface.co/") and model["name"] in node["widgets_values"]

@@ -11,6 +11,7 @@ import folder_paths
 from foresight_pack.adapters import live, timer
 from foresight_pack.adapters.comfyui import apply_foresight
 from foresight_pack.nodes import ForesightExtension
+from foresight_pack.nodes.apply import ForesightApply
 from foresight_pack.nodes.compare import ForesightCompare
 from foresight_pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from foresight_pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
@@ -183,6 +184,20 @@ def test_compare_gives_figures_and_videos():
     assert "in frame 3" in text and chart.shape[-1] == 3 and output.ui["text"] == [text]
 
 
+def test_compare_of_random_videos_gives_the_figures_of_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed here")
+    g = torch.Generator().manual_seed(5)
+    plain, other = (torch.rand(3, 21, 33, 3, generator=g) for _ in range(2))
+    output = execute(ForesightCompare, plain, other, 4.0)
+    a, b = plain.double().numpy(), other.double().numpy()
+    ssim = [metrics.structural_similarity(x, y, channel_axis=-1, data_range=1) for x, y in zip(a, b, strict=True)]
+    psnr = [metrics.peak_signal_noise_ratio(x, y, data_range=1) for x, y in zip(a, b, strict=True)]
+    assert output.args[4] == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=1), abs=1e-4)
+    assert output.args[5] == pytest.approx(sum(ssim) / 3, abs=1e-4)
+    worst = min(range(3), key=psnr.__getitem__)
+    assert f"worst {psnr[worst]:.2f} dB in frame {worst}" in output.args[6]
+
+
 def test_compare_of_equal_videos_says_so_and_takes_alpha():
     plain = torch.rand(2, 8, 8, 3)
     output = execute(ForesightCompare, plain, torch.cat([plain, torch.rand(2, 8, 8, 1)], dim=-1), 4.0)
@@ -201,3 +216,7 @@ def test_every_input_and_output_has_a_tooltip():
         for socket in (*schema.inputs, *schema.outputs):
             assert socket.tooltip, (schema.node_id, socket.id)
         assert schema.description and schema.search_aliases, schema.node_id
+
+
+def test_people_who_look_for_another_cache_find_the_node():
+    assert {"teacache", "easycache", "cache", "speed up video"} <= set(ForesightApply.GET_SCHEMA().search_aliases)

@@ -106,6 +106,18 @@ def test_the_map_shows_every_colour(library):
     assert {plot.REUSED, plot.COMPUTED, plot.CLOSE, plot.WARMUP} <= colours(image)
 
 
+def test_a_long_reason_stays_in_the_picture(library):
+    short, long = (plot.block_map({"one": run(False, reason)}, "title") for reason in ("no room", "no room, " * 40))
+    assert (short != long).any() and (short[:, -12:] == long[:, -12:]).all()
+
+
+def test_the_map_on_the_node_has_the_same_colours():
+    style = (SCHEMA.parents[1] / "js" / "foresight.css").read_text()
+    for name, colour in {"reused": plot.REUSED, "computed": plot.COMPUTED, "close": plot.CLOSE}.items():
+        assert f"--foresight-{name}: #{bytes(colour).hex()};" in style
+    assert f"--foresight-warmup: #{bytes(plot.WARMUP).hex()};" in style
+
+
 def test_curves_leave_out_what_is_infinite(library):
     image = plot.curves({"PSNR": {"PSNR": [30.0, float("inf"), 31.0]}, "flat": {"SSIM": [float("inf")] * 3}}, "frame")
     assert image.dtype == np.uint8 and (27, 108, 168) in colours(image)

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), tmp_path_factory.mktemp("server") / "comfyui.log") as host:
+    base = tmp_path_factory.mktemp("comfyui")
+    with hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "server.log", base) as host:
         yield host
 
 
@@ -31,7 +34,7 @@ def test_the_nodes_are_there(server):
 
 
 def test_the_workflows_use_nodes_that_are_there(server):
-    known = set(json.loads(server.get("/object_info"))) | {"MarkdownNote"}
+    known = set(json.loads(server.get("/object_info"))) | {"MarkdownNote", "Note", "Reroute"}  # the browser has these
     for path in (hosts.ROOT / "workflows").glob("*.json"):
         assert {node["type"] for node in json.loads(path.read_text())["nodes"]} <= known, path
 
@@ -74,6 +77,26 @@ def test_the_log_has_one_line_per_run_and_no_error(server):
     runs = len(json.loads(server.get("/foresight/runs")))
     assert len([line for line in lines if "Foresight reused" in line or "Foresight inactive: no block" in line]) == runs
     assert not [line for line in lines if re.search("error|exception|traceback|import failed", line, re.IGNORECASE)]
+
+
+def test_comfy_test_passes_its_levels_syntax_registration_and_javascript(server):
+    program = Path(sys.executable).with_name("comfy-test")
+    if not program.is_file():
+        pytest.skip("comfy-test is not installed here")
+    base = server.log.parent
+    pack = base / "custom_nodes" / "ComfyUI-Foresight"
+    (pack / "comfy-test.toml").write_text('[test]\nlevels = ["syntax", "registration", "javascript"]\n')
+    result = subprocess.run(
+        [program, "run", "--server-url", server.url],
+        cwd=pack,
+        env={**os.environ, "HOME": str(base), "COMFY_TEST_LOGS_DIR": str(base)},  # where it finds server.log
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for level in ("SYNTAX", "REGISTRATION", "JAVASCRIPT"):
+        assert f"[{level}] PASSED" in result.stdout
+    assert "log: unavailable" not in result.stdout and "0 error(s), 0 warning(s)" in result.stdout
 
 
 # From here on the log has ComfyUI's own error lines.
