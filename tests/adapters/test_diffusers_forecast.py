@@ -46,12 +46,12 @@ def test_what_is_left_out_calls_no_block_and_what_is_computed_calls_all(models, 
         calls[0] += 1
 
     hook = stack(models, name)[0].register_forward_pre_hook(count)
-    handle = applied(MUCH, steps=24)
-    out = loop(models[name], name, steps=24)
+    handle = applied(MUCH, steps=60)
+    out = loop(models[name], name, steps=60)
     hook.remove()
     evaluations = handle.stats.evaluations
     computed = [e for e in evaluations if sum(e.computed)]
-    assert 0 < len(computed) < len(evaluations) == 24
+    assert 0 < len(computed) < len(evaluations) == 60
     assert calls[0] == sum(e.computed[0] for e in evaluations)
     assert all(sum(e.reused) == sum(computed[0].computed) for e in evaluations if e not in computed)
     assert all(sum(e.computed) for e in evaluations[-2:]) and torch.isfinite(out).all()
@@ -71,7 +71,7 @@ def test_two_runs_in_a_row_and_one_after_an_interrupt_are_each_as_alone(models, 
 
 @pytest.mark.parametrize("return_dict", [False, True])
 def test_a_forecast_has_the_form_of_the_result(models, name, applied, return_dict):  # noqa: F811
-    applied(MUCH, steps=24)
+    applied(MUCH, steps=60)
     kinds = set()
     with torch.no_grad():
         for i in range(6):
