@@ -22,7 +22,7 @@ class Contender:
         knob: What the sweep turns, for people.
         sweep: Settings, the keyword arguments of the cache's own configuration.
         recommended: Which of the sweep its authors give as default; None where they give none.
-        quick: Which of the sweep `--quick` takes.
+        few: Which of the sweep `--quick` and the second-order sampler take, by index; the others would cost too long.
         calibrated: Whether it needs what `calibrate` measures.
     """
 
@@ -32,7 +32,7 @@ class Contender:
     sweep: tuple[dict, ...]
     apply: Callable
     recommended: dict | None = None
-    quick: tuple[int, ...] = ()
+    few: tuple[int, ...] = ()
     calibrated: bool = False
 
 
@@ -175,68 +175,63 @@ _DUAL_BLOCK = (
     *_sweep("residual_diff_threshold", 0.04, 0.08, 0.16, Fn_compute_blocks=1),
 )
 _LITE = {"use_lite_mode": True}
+_PAB, _FASTER = "spatial_attention_block_skip_range", "unconditional_batch_skip_range"
 
 CONTENDERS = (
-    Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), _static, quick=(0, 1, 2)),
+    Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), _static, few=(0, 1, 2)),
     Contender(
         "Foresight output", "comfyui", "R, gamma", _foresight_grid("output", (2, 3, 4)), _foresight,
-        recommended={"cache_kind": "output", "reuse_interval": 2, "threshold": 0.5}, quick=(1, 7, 11),
+        recommended={"cache_kind": "output", "reuse_interval": 2, "threshold": 0.5}, few=(1, 3, 6, 7, 9, 11),
+    ),
+    Contender("Foresight residual", "comfyui", "R, gamma", _foresight_grid("residual", (3,)), _foresight, few=(2,)),
+    Contender(
+        "EasyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.01, 0.02, 0.05, 0.1, 0.2),
+        _core_node("EasyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2, 4),
     ),
     Contender(
-        "Foresight residual", "comfyui", "R, gamma", _foresight_grid("residual", (3,)), _foresight, quick=(),
+        "LazyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.05, 0.1, 0.2),
+        _core_node("LazyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2),
     ),
     Contender(
-        "EasyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.02, 0.05, 0.1, 0.2),
-        _core_node("EasyCacheNode"), recommended={"reuse_threshold": 0.2}, quick=(0, 1, 3),
-    ),
-    Contender(
-        "LazyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.02, 0.05, 0.1, 0.2),
-        _core_node("LazyCacheNode"), recommended={"reuse_threshold": 0.2}, quick=(1,),
-    ),
-    Contender(
-        "FirstBlockCache", "diffusers", "threshold", _sweep("threshold", 0.02, 0.05, 0.1, 0.2),
-        _enable("FirstBlockCacheConfig"), recommended={"threshold": 0.05}, quick=(0, 1, 2),
+        "FirstBlockCache", "diffusers", "threshold", _sweep("threshold", 0.03, 0.05, 0.07, 0.1),
+        _enable("FirstBlockCacheConfig"), recommended={"threshold": 0.05}, few=(0, 1, 3),
     ),
     Contender(
         "MagCache", "diffusers", "threshold", _sweep("threshold", 0.01, 0.03, 0.06, 0.12), _mag_cache,
-        recommended={"threshold": 0.06}, quick=(0, 2), calibrated=True,
+        recommended={"threshold": 0.06}, few=(0, 1, 2), calibrated=True,
     ),
     Contender(
         "TaylorSeer", "diffusers", "cache_interval", _sweep("cache_interval", 2, 3, 5), _taylorseer,
-        recommended={"cache_interval": 5}, quick=(),
+        recommended={"cache_interval": 5}, few=(0, 2),
     ),
     Contender(
         "TaylorSeer lite", "diffusers", "cache_interval", _sweep("cache_interval", 2, 3, 4, 5, **_LITE), _taylorseer,
-        recommended={"cache_interval": 5, **_LITE}, quick=(0, 1, 3),
+        recommended={"cache_interval": 5, **_LITE}, few=(0, 1, 3),
     ),
     Contender(
-        "FasterCache", "diffusers", "unconditional_batch_skip_range",
-        _sweep("unconditional_batch_skip_range", 2, 3, 5), _attention_cache("FasterCacheConfig"),
-        recommended={"unconditional_batch_skip_range": 5}, quick=(2,),
+        "FasterCache", "diffusers", _FASTER,
+        ({_FASTER: 5, "spatial_attention_timestep_skip_range": (-1, 300)}, {_FASTER: 5}),
+        _attention_cache("FasterCacheConfig"), recommended={_FASTER: 5}, few=(1,),
     ),
     Contender(
-        "PAB", "diffusers", "spatial_attention_block_skip_range",
-        _sweep("spatial_attention_block_skip_range", 2, 4, 6), _attention_cache("PyramidAttentionBroadcastConfig"),
-        recommended={"spatial_attention_block_skip_range": 2}, quick=(0,),
+        "PAB", "diffusers", _PAB,
+        ({_PAB: 2, "spatial_attention_timestep_skip_range": (100, 400)}, {_PAB: 2}, {_PAB: 4}),
+        _attention_cache("PyramidAttentionBroadcastConfig"), recommended={_PAB: 2}, few=(0, 1),
     ),
     Contender(
-        "SeaCache", "diffusers", "threshold", _sweep("threshold", 0.05, 0.1, 0.25, 0.5), _sea_cache,
-        recommended={"threshold": 0.25}, quick=(1, 2),
+        "SeaCache", "diffusers", "threshold", _sweep("threshold", 0.15, 0.25, 0.5, 1.0), _sea_cache,
+        recommended={"threshold": 0.25}, few=(0, 1, 2),
     ),
     Contender(
-        "DBCache", "diffusers", "residual_diff_threshold",
-        _DUAL_BLOCK,
-        _cache_dit("DBCacheConfig"), recommended=_DUAL_BLOCK[0], quick=(1, 2),
+        "DBCache", "diffusers", "residual_diff_threshold", _DUAL_BLOCK, _cache_dit("DBCacheConfig"),
+        recommended=_DUAL_BLOCK[0], few=(0, 2, 3),
     ),
     Contender(
-        "DBPrune", "diffusers", "residual_diff_threshold",
-        _DUAL_BLOCK,
-        _cache_dit("DBPruneConfig"), recommended=_DUAL_BLOCK[0], quick=(1, 2),
+        "DBPrune", "diffusers", "residual_diff_threshold", _DUAL_BLOCK, _cache_dit("DBPruneConfig"),
+        recommended=_DUAL_BLOCK[0], few=(0, 2),
     ),
     Contender(
-        "DBCache+TaylorSeer", "diffusers", "residual_diff_threshold",
-        _DUAL_BLOCK,
-        _cache_dit("DBCacheConfig", taylor=True),
-        recommended=_DUAL_BLOCK[0], quick=(1, 2),
+        "DBCache+TaylorSeer", "diffusers", "residual_diff_threshold", _DUAL_BLOCK,
+        _cache_dit("DBCacheConfig", taylor=True), recommended=_DUAL_BLOCK[0], few=(0, 2, 3),
     ),
 )  # fmt: skip

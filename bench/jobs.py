@@ -119,7 +119,7 @@ class _Side:
 
     def __init__(self, job: Job, host, plain_model=None):
         self.job, self.host, self.plain_model = job, host, plain_model
-        self.seconds: list[float] = []  # of the plain runs
+        self.plain_runs: list[tuple[float, float]] = []  # wall and processor seconds
         self.points: list[dict] = []
         self._after: list[int] = []  # per point, the plain run before it
         self.measure(plain_model, steps=4)  # loads and allocates what no measured run should have to
@@ -132,7 +132,7 @@ class _Side:
 
     def plain(self, weigh: bool = False):
         clip, meter = self.measure(self.plain_model, weigh=weigh)
-        self.seconds.append(meter.seconds)
+        self.plain_runs.append((meter.seconds, meter.cpu_seconds))
         return clip, meter
 
     def point(self, contender, settings: dict, build) -> None:
@@ -144,12 +144,13 @@ class _Side:
         except Exception as error:  # whatever a cache raises: that it can't run is the result
             known["cannot_run"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         else:
-            known |= {"seconds": meter.seconds, "work_share": meter.multiply_adds / self.meter.multiply_adds}
+            known |= {"seconds": (meter.seconds, meter.cpu_seconds)}
+            known |= {"work_share": meter.multiply_adds / self.meter.multiply_adds}
             known |= compare(self.clip, clip, self.job.prompt)
             if self.job.weigh:
                 known["held_bytes"] = max(0, meter.held_bytes - self.meter.held_bytes)
         self.points.append(known)
-        self._after.append(len(self.seconds) - 1)
+        self._after.append(len(self.plain_runs) - 1)
         if len(self.points) % PLAIN_EVERY == 0:
             self.plain()
 
@@ -158,11 +159,13 @@ class _Side:
         clip, _ = self.plain()
         for known, before in zip(self.points, self._after, strict=True):
             if "seconds" in known:
-                known["time_ratio"] = known["seconds"] / (sum(self.seconds[before : before + 2]) / 2)
+                around = self.plain_runs[before : before + 2]
+                wall, cpu = (2 * mine / (a + b) for mine, a, b in zip(known["seconds"], *around, strict=True))
+                known |= {"time_ratio": wall, "cpu_ratio": cpu}
         return bool((clip == self.clip).all())
 
     def summary(self) -> dict:
-        return {"seconds": self.seconds, "checker": matches(self.clip, self.job.prompt)}
+        return {"seconds": self.plain_runs, "checker": matches(self.clip, self.job.prompt)}
 
 
 def run(job: Job, folder: Path) -> dict:

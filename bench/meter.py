@@ -14,12 +14,13 @@ class Meter:
 
     Attributes:
         seconds: Wall time of the k-diffusion sampler function, without what the measurement itself took.
+        cpu_seconds: Processor time of the process in it: the same on a machine that has nothing else to do.
         multiply_adds: Of the `nn.Linear` modules inside the blocks: rows x inputs x outputs of each executed one.
         held_bytes: Most bytes in tensors that Python objects held between two steps; None unless asked for.
     """
 
     def __init__(self, weigh: bool = False):
-        self.seconds, self.multiply_adds = 0.0, 0
+        self.seconds, self.cpu_seconds, self.multiply_adds = 0.0, 0.0, 0
         self.held_bytes: int | None = None
         self._weigh = weigh
 
@@ -47,22 +48,26 @@ class Meter:
         function = getattr(comfy.k_diffusion.sampling, f"sample_{name}")
 
         def timed(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
-            steps, spent = len(sigmas) - 1, 0.0
+            steps, spent = len(sigmas) - 1, [0.0, 0.0]
             moments = {int(steps * share) for share in HELD_AT} if self._weigh else set()
 
             def watch(state: dict) -> None:
-                nonlocal spent
                 if state["i"] in moments:
-                    began = time.perf_counter()
+                    began = _clocks()
                     self.held_bytes = max(self.held_bytes or 0, live_bytes())
-                    spent += time.perf_counter() - began
+                    spent[:] = (s + now - then for s, now, then in zip(spent, _clocks(), began, strict=True))
 
-            began = time.perf_counter()
+            began = _clocks()
             out = function(model, x, sigmas, extra_args, callback=watch, disable=True, **options)
-            self.seconds = time.perf_counter() - began - spent
+            ended = _clocks()
+            self.seconds, self.cpu_seconds = (b - a - s for a, b, s in zip(began, ended, spent, strict=True))
             return out
 
         return timed
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def live_bytes() -> int:

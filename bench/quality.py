@@ -37,21 +37,23 @@ PROMPTS = {  # no pair occurs in both halves, in demo/evaluate.py, demo/run.py o
         ("blue box moving up", 306),
     ),
 }
-FIGURES = ("time_ratio", "work_share", "psnr", "ssim", "temporal_psnr")
+FIGURES = ("time_ratio", "cpu_ratio", "work_share", "psnr", "ssim", "temporal_psnr")
 
 
 def plan(args: argparse.Namespace) -> list[jobs.Job]:
     """The jobs of a run, one per model, sampler setting and prompt."""
-    points = [
-        (contender.name, index)
+    chosen = [
+        contender
         for contender in CONTENDERS
         if not args.contenders or any(word.lower() in contender.name.lower() for word in args.contenders)
-        for index in (contender.quick if args.quick else range(len(contender.sweep)))
     ]
-    settings = SETTINGS[:2] if args.quick else SETTINGS
-    settings = tuple(dict.fromkeys((sampler, args.steps or steps) for sampler, steps in settings))
+    every = tuple((contender.name, index) for contender in chosen for index in range(len(contender.sweep)))
+    few = tuple((contender.name, index) for contender in chosen for index in contender.few)
+    settings = dict.fromkeys((sampler, args.steps or steps) for sampler, steps in SETTINGS[: 2 if args.quick else 3])
     return [
-        jobs.Job(model, sampler, steps, prompt, seed, tuple(points), weigh=number == 0)
+        jobs.Job(
+            model, sampler, steps, prompt, seed, few if args.quick or sampler == "heun" else every, weigh=number == 0
+        )
         for model in args.models
         for number, (prompt, seed) in enumerate(PROMPTS[args.half][: args.prompts])
         for sampler, steps in settings
@@ -59,7 +61,7 @@ def plan(args: argparse.Namespace) -> list[jobs.Job]:
 
 
 def combine(done: list[dict]) -> list[dict]:
-    """Job results to rows, one per model, sampler setting and point: median time ratio, means of the rest."""
+    """Job results to rows, one per model, sampler setting and point: median time ratios, means of the rest."""
     groups: dict[tuple, list[tuple[dict, dict]]] = {}
     for job in done:
         for point in job["points"]:
@@ -74,7 +76,7 @@ def combine(done: list[dict]) -> list[dict]:
             continue
         row["recommended"] = found[0][1]["recommended"]
         for figure in FIGURES:
-            kind = statistics.median if figure == "time_ratio" else statistics.mean
+            kind = statistics.median if figure in ("time_ratio", "cpu_ratio") else statistics.mean
             row[figure] = kind(point[figure] for _, point in found)
         row["psnr_worst"] = min(point["psnr"] for _, point in found)
         row["checker"] = statistics.mean(point["checker"] for _, point in found)

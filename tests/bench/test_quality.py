@@ -77,7 +77,14 @@ def test_labels_are_pushed_apart():
 def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest():
     def job(ratio: float, psnr: float, checker: bool) -> dict:
         point = {"contender": "a", "host": "comfyui", "settings": {"x": 1}, "recommended": True, "time_ratio": ratio}
-        point |= {"work_share": 0.5, "psnr": psnr, "ssim": 1.0, "temporal_psnr": psnr, "checker": checker}
+        point |= {
+            "cpu_ratio": ratio,
+            "work_share": 0.5,
+            "psnr": psnr,
+            "ssim": 1.0,
+            "temporal_psnr": psnr,
+            "checker": checker,
+        }
         return {"model": "wan", "sampler": "euler", "steps": 50, "points": [point],
                 "plain": {"comfyui": {"checker": True}}}  # fmt: skip
 
@@ -154,7 +161,7 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
 
     broken = contenders.Contender("broken", "diffusers", "x", ({"x": 1},), refuse)
     monkeypatch.setitem(jobs.BY_NAME, "broken", broken)
-    names = [("Foresight output", 3), ("EasyCache", 3), ("static reuse", 0), ("FirstBlockCache", 3), ("DBCache", 3)]
+    names = [("Foresight output", 3), ("EasyCache", 4), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
     job = jobs.Job("wan", "euler", 6, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -169,7 +176,7 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
     assert points["static reuse"]["work_share"] == 0.5  # 3 of 6 evaluations
     # of 6 steps 3 are warmup and the first after it is full; its hidden states are kept for the other two
     assert 4 / 6 <= points["Foresight output"]["work_share"] < 1
-    assert points["FirstBlockCache"]["work_share"] < 1
+    assert points["TaylorSeer lite"]["work_share"] == pytest.approx(4 / 6)  # 3 first, then every second: 0 1 2 - 4 -
     for point in points.values():
         assert point["time_ratio"] > 0 and point["held_bytes"] >= 0
         assert (point["psnr"] == jobs.SAME) == (point["work_share"] == 1.0), point
@@ -195,5 +202,6 @@ def test_a_plan_has_one_job_per_model_setting_and_prompt_and_quick_is_shorter():
 
     assert len(plan()) == 3 * 2
     assert len(plan(quick=True)) == 2 * 2
-    assert len(plan(quick=True)[0].points) < len(plan()[0].points)
+    every, _, heun = (len(job.points) for job in plan()[:3])
+    assert every > heun == len(plan(quick=True)[0].points)
     assert {name for name, _ in plan(contenders=["easy"])[0].points} == {"EasyCache"}
