@@ -3,6 +3,7 @@
 from pathlib import Path
 
 TARGETS = (45.0, 40.0, 35.0)  # dB
+SAME = 99.0  # dB, stands for identical clips
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- quality table: python -m bench.quality --table -->", "<!-- end of quality table -->"
 TITLES = {"wan": "Wan, bundled", "wan_deep": "Wan, 16 narrow blocks", "cogvideox": "CogVideoX"}
@@ -41,10 +42,16 @@ def speedup_at(points: list[tuple[float, float]], target: float) -> tuple[float,
 
 
 def fronts(rows: list[dict], figure: str) -> dict[str, list[tuple[float, float]]]:
-    """Per contender, (speed-up, PSNR) of its points that ran; `figure` is "time_ratio" or "work_share"."""
+    """Per contender, (speed-up, PSNR) of its points that ran and reused anything.
+
+    A point at which nothing was reused says nothing about what reuse costs, and its PSNR is a cap.
+
+    Args:
+        figure: "time_ratio" or "work_share".
+    """
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if "cannot_run" not in row:
+        if "cannot_run" not in row and row["psnr"] < SAME:
             found.setdefault(row["contender"], []).append((1 / row[figure], row["psnr"]))
     return found
 
@@ -111,11 +118,13 @@ def into_readme(data: dict, path: Path = README) -> None:
     path.write_text(f"{head}{BEGIN}\n\n{markdown(data)}\n\n{END}{rest.split(END, 1)[1]}")
 
 
-def spread(wanted: list[float], gap: float) -> list[float]:
-    """Positions near the wanted ones (falling) that are at least `gap` apart, pushed down where they are not."""
+def spread(wanted: list[float], gap: float, lowest: float) -> list[float]:
+    """Positions near the wanted ones (falling), at least `gap` apart and none below `lowest`."""
     out: list[float] = []
     for value in wanted:
         out.append(min(value, out[-1] - gap) if out else value)
+    for place in range(len(out)):  # from the bottom up, where that went too far down
+        out[-1 - place] = max(out[-1 - place], lowest + place * gap)
     return out
 
 
@@ -148,7 +157,9 @@ def _draw(ax, found: dict[str, list[tuple[float, float]]]) -> None:
             ax.plot(*zip(*best, strict=True), linewidth=2.2 if "Foresight" in name else 1.2, **style)
             ends.append((best[-1], name, colour))
     ends.sort(key=lambda end: -end[0][1])
-    for ((speed, psnr), name, colour), y in zip(ends, spread([end[0][1] for end in ends], 2.2), strict=True):
+    for ((speed, psnr), name, colour), y in zip(
+        ends, spread([end[0][1] for end in ends], 2.4, lowest + 1), strict=True
+    ):
         ax.annotate(
             name, (speed, max(psnr, lowest)), (right * 1.03, y), color=colour, va="center", fontsize=9,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6},

@@ -46,6 +46,11 @@ def test_nothing_is_extrapolated():
     assert table.speedup_at([(0.8, 60.0)], 40) is None  # slower than plain
 
 
+def test_a_point_at_which_nothing_was_reused_is_on_no_front():
+    rows = [row(1.01, table.SAME), row(1.5, 40)]
+    assert table.fronts(rows, "time_ratio") == {"a": [(pytest.approx(1.5), 40)]}
+
+
 def test_the_table_names_the_leader_and_gives_the_speedup_by_work_in_brackets():
     rows = [row(1.2, 50, work=1.4), row(2.0, 40, work=2.4), row(1.5, 46, "b"), row(1.7, 44, "b")]
     rows.append({**{k: rows[0][k] for k in ("model", "sampler", "steps")}, "contender": "c", "cannot_run": "no"})
@@ -70,8 +75,9 @@ def test_the_table_goes_between_the_comments_of_readme_and_nowhere_else(tmp_path
         table.into_readme({"rows": []}, path)
 
 
-def test_labels_are_pushed_apart():
-    assert table.spread([50.0, 49.0, 30.0], gap=2.0) == [50.0, 48.0, 30.0]
+def test_labels_are_pushed_apart_and_stay_above_the_lowest():
+    assert table.spread([50.0, 49.0, 30.0], gap=2.0, lowest=20.0) == [50.0, 48.0, 30.0]
+    assert table.spread([30.0, 20.0, 20.0], gap=2.0, lowest=20.0) == [30.0, 22.0, 20.0]
 
 
 def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest():
