@@ -1,4 +1,4 @@
-"""The demo model in a ComfyUI without a server, for the benchmarks; COMFYUI_PATH says where ComfyUI is."""
+"""The small trained models in a ComfyUI without a server, for the benchmarks; COMFYUI_PATH says where ComfyUI is."""
 
 import importlib
 import os
@@ -7,8 +7,14 @@ import sys
 import time
 from dataclasses import dataclass
 
-from demo import hosts
+from demo import hosts, model
 from demo.prompt import embed
+
+from .meter import Meter, blocks_of
+from .models import MODELS
+
+CFG = 4.0
+SHAPE = (1, 12, 8, 16, 16)  # of the latents
 
 
 @dataclass
@@ -21,46 +27,61 @@ class Run:
 
 
 class Demo:
-    """The demo model behind ComfyUI's own sampling code.
+    """One of the trained models behind ComfyUI's own sampling code.
+
+    Args:
+        name: Which of `bench.models.MODELS`.
 
     Raises:
         SystemExit: COMFYUI_PATH is not set.
     """
 
-    def __init__(self):
+    def __init__(self, name: str = "wan"):
         if not os.environ.get("COMFYUI_PATH"):
-            sys.exit("COMFYUI_PATH is not set: the benchmarks run the demo model in ComfyUI")
+            sys.exit("COMFYUI_PATH is not set: the benchmarks run the models in ComfyUI")
         hosts.steady_malloc()
-        sys.path.insert(0, os.environ["COMFYUI_PATH"])
+        if os.environ["COMFYUI_PATH"] not in sys.path:
+            sys.path.insert(0, os.environ["COMFYUI_PATH"])
         arguments, sys.argv = sys.argv, sys.argv[:1]  # ComfyUI reads them as its own
         import torch
         from comfy.cli_args import args
 
         args.cpu = args.cpu or not torch.cuda.is_available()
         import comfy.sample
+        import comfy.samplers
 
         sys.argv = arguments
         hosts.load_pack()
-        self._torch, self._sample = torch, comfy.sample.sample
+        self._torch, self._samplers, self._sample = torch, comfy.samplers, comfy.sample
         self._live = importlib.import_module("foresight_pack.adapters.live")
-        self._apply = importlib.import_module("foresight_pack.adapters.comfyui").apply_foresight
+        self.apply = importlib.import_module("foresight_pack.adapters.comfyui").apply_foresight
         self.config = importlib.import_module("foresight_pack.foresight").ForesightConfig
-        node = importlib.import_module("foresight_pack.nodes.demo").ForesightDemoModel
-        self._model, self._vae = node.execute().args
+        self.model, self._vae = _build(name)
 
     def run(self, prompt: str, seed: int, settings=None, steps: int = 50) -> Run:
-        """Sample one video; `settings` is a ForesightConfig, None leaves the model alone."""
-        torch = self._torch
-        latent = torch.zeros(1, 12, 8, 16, 16)
-        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
-        positive, negative = ([[embed([text]), {}]] for text in (prompt, ""))
-        patcher = self._model if settings is None else self._apply(self._model, settings)
-        options = {"disable_pbar": True, "seed": seed}
+        """Sample one video with euler; `settings` is a ForesightConfig, None leaves the model alone."""
+        patcher = self.model if settings is None else self.apply(self.model, settings)
         begin = time.perf_counter()
-        with torch.inference_mode():
-            out = self._sample(patcher, noise, steps, 4.0, "euler", "simple", positive, negative, latent, **options)
+        clip, _ = self.measure(patcher, prompt, seed, "euler", steps)
         seconds = time.perf_counter() - begin
-        return Run(self._vae.decode(out)[0].numpy(), seconds, None if settings is None else self._live.runs()[-1])
+        return Run(clip.numpy(), seconds, None if settings is None else self._live.runs()[-1])
+
+    def sigmas(self, steps: int):
+        """Noise levels of the "simple" scheduler, (steps + 1,)."""
+        sampling = self.model.get_model_object("model_sampling")
+        return self._samplers.calculate_sigmas(sampling, "simple", steps)
+
+    def measure(self, patcher, prompt: str, seed: int, sampler: str, steps: int, weigh: bool = False):
+        """Sample with a (patched) model: the clip (T, H, W, 3) as a tensor, and the `Meter` of the run."""
+        meter = Meter(weigh)
+        positive, negative = ([[embed([text]), {}]] for text in (prompt, ""))
+        noise, latent = noise_of(seed), self._torch.zeros(SHAPE)
+        kind = self._samplers.KSAMPLER(meter.sampler(sampler))
+        with self._torch.inference_mode(), meter.counting(blocks_of(patcher.model.diffusion_model)):
+            out = self._sample.sample_custom(
+                patcher, noise, CFG, kind, self.sigmas(steps), positive, negative, latent, disable_pbar=True, seed=seed
+            )
+        return self._vae.decode(out)[0], meter
 
     def machine(self) -> dict:
         """Where the figures come from."""
@@ -68,6 +89,68 @@ class Demo:
             "system": platform.platform(),
             "processor": hosts.processor(),
             "cores": os.cpu_count(),
-            "device": str(self._model.load_device),
+            "device": str(self.model.load_device),
             "torch": self._torch.__version__,
         }
+
+
+def noise_of(seed: int):
+    """The noise that a seed stands for, in both hosts."""
+    import torch
+
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def _build(name: str) -> tuple:
+    """(ModelPatcher, VAE) of a trained model: ComfyUI's own class of its architecture with the trained weights."""
+    import comfy.model_management
+    import comfy.model_patcher
+
+    nodes = importlib.import_module("foresight_pack.nodes.demo")
+    if name == "wan":
+        return nodes.ForesightDemoModel.execute().args
+    trained = MODELS[name]
+    build = _build_wan if trained.class_name == "WanTransformer3DModel" else _build_cogvideox
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        build(trained, nodes),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    return patcher, nodes.DemoVAE()
+
+
+def _build_wan(trained, nodes):
+    import torch
+
+    given = trained.config
+    shape = {
+        "dim": given["num_attention_heads"] * given["attention_head_dim"],
+        "num_heads": given["num_attention_heads"],
+        "ffn_dim": given["ffn_dim"],
+        "num_layers": given["num_layers"],
+    }
+    config = nodes._DemoWan({**model.COMFY_CONFIG, **shape})
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model({})
+    network.diffusion_model.load_state_dict(model.published_state_dict(trained.load()))
+    return network
+
+
+def _build_cogvideox(trained, nodes):
+    import comfy.model_base
+    import torch
+
+    cogvideox = importlib.import_module("foresight_pack.models.cogvideox")
+    weights = {cogvideox.core_key(key): value for key, value in trained.load().state_dict().items()}
+    # core's own sines need a width that 6 divides: built without, then given the pack's, which the weights expect
+    config = cogvideox.config_of(weights, sinusoidal=False)
+    # what core cannot tell from the tensors of a small model; the demo's latent, and velocities instead of DDPM's
+    config.unet_config.update({key: value for key, value in trained.config.items() if key != "sample_frames"})
+    config.latent_format, config.sampling_settings = nodes._DemoLatentFormat(), {"shift": model.SHIFT}
+    config.set_inference_dtype(torch.float32, None)
+    network = comfy.model_base.CogVideoX(config, comfy.model_base.ModelType.FLOW)
+    network.diffusion_model.use_rotary_positional_embeddings = False
+    network.diffusion_model.patch_embed.pos_embedding = None
+    cogvideox._sinusoidal(network.diffusion_model.patch_embed)
+    network.diffusion_model.load_state_dict(weights)
+    return network

@@ -110,12 +110,12 @@ def load_diffusers(state_dict: dict[str, torch.Tensor] | None = None) -> torch.n
 def published_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The parameters of a diffusers instance under the published names (the inverse of `diffusers_key`)."""
     inverse = {}
-    for name in _published_names():
+    for name in _published_names(len(model.blocks)):
         inverse[diffusers_key(name)] = name
     return {inverse[key]: value for key, value in model.state_dict().items()}
 
 
-def _published_names() -> list[str]:
+def _published_names(blocks: int) -> list[str]:
     linear = [
         f"{m}.{p}"
         for m in (
@@ -133,4 +133,4 @@ def _published_names() -> list[str]:
     block += [f"{a}.{m}.{p}" for a in ("self_attn", "cross_attn") for m in "qkvo" for p in ("weight", "bias")]
     block += [f"{a}.norm_{m}.weight" for a in ("self_attn", "cross_attn") for m in "qk"]
     block += [f"ffn.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")]
-    return linear + ["head.modulation"] + [f"blocks.{i}.{name}" for i in range(LAYERS) for name in block]
+    return linear + ["head.modulation"] + [f"blocks.{i}.{name}" for i in range(blocks) for name in block]

@@ -1,0 +1,228 @@
+"""One job of `bench.quality`: all points on one model, sampler setting and prompt, with plain runs between them.
+
+Runs in a worker process with one thread; keeps its result in a file, so that an interrupted run goes on where it was.
+"""
+
+import functools
+import gc
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from demo import hosts, model
+from demo.clips import check
+from report.quality import mean_psnr, ssim
+
+from .contenders import CONTENDERS, calibrate
+from .models import MODELS
+from .table import SAME
+
+CALIBRATION = (("red box moving up", 401), ("cyan ball moving right", 402))  # in no half of bench.quality's prompts
+PLAIN_EVERY = 4  # contender runs between two plain ones
+AGREE = 60.0  # dB, least between the plain clips of the two hosts
+BY_NAME = {contender.name: contender for contender in CONTENDERS}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker does in one go; `points` are (contender's name, index in its sweep).
+
+    Attributes:
+        weigh: Whether the bytes held are looked at.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    prompt: str
+    seed: int
+    points: tuple[tuple[str, int], ...]
+    weigh: bool = False
+
+    @property
+    def signature(self) -> str:
+        """Of everything the result depends on: the points, the weights and the code."""
+        digest = hashlib.sha256(json.dumps([asdict(self), [BY_NAME[n].sweep[i] for n, i in self.points]]).encode())
+        digest.update((model.WEIGHTS if self.model == "wan" else MODELS[self.model].path).read_bytes())
+        own = [Path(__file__).with_name(name) for name in ("jobs.py", "meter.py", "comfy.py", "diffusers_host.py")]
+        own.append(Path(__file__).with_name("contenders.py"))
+        for path in own + [p for part in ("foresight", "adapters") for p in sorted((hosts.ROOT / part).glob("*.py"))]:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.model}-{self.sampler}{self.steps}-{self.seed}.json"
+
+
+def prepare() -> None:
+    """Make this process one that measures."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    hosts.steady_malloc()
+    both_hosts("wan")  # ComfyUI sets up logging when it is imported
+    import cache_dit  # noqa: F401  likewise
+
+    logging.disable(logging.WARNING)
+
+
+@functools.lru_cache(maxsize=1)
+def both_hosts(name: str) -> tuple:
+    """(comfy.Demo, diffusers_host.Host) of a model."""
+    from .comfy import Demo
+    from .diffusers_host import Host
+
+    demo = Demo(name)
+    return demo, Host(name, demo.sigmas)
+
+
+def machine(name: str) -> dict:
+    """Where the figures come from, with the versions of the caches."""
+    import cache_dit
+    import comfyui_version
+    import diffusers
+
+    versions = {
+        "comfyui": comfyui_version.__version__,
+        "diffusers": diffusers.__version__,
+        "cache_dit": cache_dit.__version__,
+    }
+    return {**both_hosts(name)[0].machine(), **versions}
+
+
+def sampling_check(name: str, prompt: str, seed: int) -> dict:
+    """See `bench.sampling_check`."""
+    from . import sampling_check as check_of
+
+    return check_of.measure(both_hosts(name)[1], prompt, seed)
+
+
+def result(job: Job, folder: Path) -> dict:
+    """The job's result: from its file if nothing that matters has changed since, else from a run."""
+    path, signature = folder / job.file_name, job.signature
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if known["signature"] == signature:
+            return known
+    found = {"signature": signature, **run(job, folder)}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+class _Side:
+    """One host in one job: its points, and a plain run before, after and after every few of them."""
+
+    def __init__(self, job: Job, host, plain_model=None):
+        self.job, self.host, self.plain_model = job, host, plain_model
+        self.plain_runs: list[tuple[float, float]] = []  # wall and processor seconds
+        self.points: list[dict] = []
+        self._after: list[int] = []  # per point, the plain run before it
+        self.measure(plain_model, steps=4)  # loads and allocates what no measured run should have to
+        self.clip, self.meter = self.plain(weigh=job.weigh)
+
+    def measure(self, what, steps: int | None = None, weigh: bool = False):
+        job = self.job
+        gc.collect()
+        return self.host.measure(what, job.prompt, job.seed, job.sampler, steps or job.steps, weigh)
+
+    def plain(self, weigh: bool = False):
+        clip, meter = self.measure(self.plain_model, weigh=weigh)
+        self.plain_runs.append((meter.seconds, meter.cpu_seconds))
+        return clip, meter
+
+    def point(self, contender, settings: dict, build) -> None:
+        """Measure one point; `build` gives what `measure` takes, both may raise."""
+        known = {"contender": contender.name, "host": contender.host, "settings": settings}
+        known["recommended"] = settings == contender.recommended
+        try:
+            clip, meter = self.measure(build(), weigh=self.job.weigh)
+        except Exception as error:  # whatever a cache raises: that it can't run is the result
+            known["cannot_run"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        else:
+            known |= {"seconds": (meter.seconds, meter.cpu_seconds)}
+            known |= {"work_share": meter.multiply_adds / self.meter.multiply_adds}
+            known |= compare(self.clip, clip, self.job.prompt)
+            if self.job.weigh:
+                known["held_bytes"] = max(0, meter.held_bytes - self.meter.held_bytes)
+        self.points.append(known)
+        self._after.append(len(self.plain_runs) - 1)
+        if len(self.points) % PLAIN_EVERY == 0:
+            self.plain()
+
+    def finish(self) -> bool:
+        """Set the time ratios; whether the last plain run is bit for bit the first."""
+        clip, _ = self.plain()
+        for known, before in zip(self.points, self._after, strict=True):
+            if "seconds" in known:
+                around = self.plain_runs[before : before + 2]
+                wall, cpu = (2 * mine / (a + b) for mine, a, b in zip(known["seconds"], *around, strict=True))
+                known |= {"time_ratio": wall, "cpu_ratio": cpu}
+        return bool((clip == self.clip).all())
+
+    def summary(self) -> dict:
+        return {"seconds": self.plain_runs, "checker": matches(self.clip, self.job.prompt)}
+
+
+def run(job: Job, folder: Path) -> dict:
+    """Measure all points of a job.
+
+    Raises:
+        RuntimeError: the plain clips of the two hosts differ, so that they do not run the same model.
+    """
+    demo, host = both_hosts(job.model)
+    sides = {"comfyui": _Side(job, demo, demo.model)}
+    sides["diffusers"] = _Side(job, host)
+    agree = min(mean_psnr(sides["comfyui"].clip, sides["diffusers"].clip), SAME)
+    if agree < AGREE:
+        raise RuntimeError(f"{job.model}: the hosts' plain clips agree to {agree:.1f} dB, {AGREE} are needed")
+    chosen = [(BY_NAME[name], BY_NAME[name].sweep[index]) for name, index in job.points]
+    ratios = calibration(job, host, folder) if any(contender.calibrated for contender, _ in chosen) else None
+    pristine = {}
+    for name, side in sides.items():
+        for contender, settings in chosen:
+            if contender.host != name:
+                continue
+            if name == "comfyui":
+                side.point(contender, settings, functools.partial(contender.apply, demo, settings))
+            else:
+                apply = functools.partial(contender.apply, settings=settings, calibration=ratios)
+                side.point(contender, settings, lambda apply=apply: apply)
+        pristine[name] = side.finish()
+    return {
+        **{key: value for key, value in asdict(job).items() if key not in ("points", "weigh")},
+        "hosts_agree_db": agree,
+        "pristine": pristine,
+        "plain": {name: side.summary() for name, side in sides.items()},
+        "points": [known for side in sides.values() for known in side.points],
+    }
+
+
+def calibration(job: Job, host, folder: Path) -> list[float]:
+    """MagCache's ratios of a model and sampler setting, from a file if another job has made them."""
+    path = folder / f"calibration-{job.model}-{job.sampler}{job.steps}.json"
+    weights = hashlib.sha256((model.WEIGHTS if job.model == "wan" else MODELS[job.model].path).read_bytes()).hexdigest()
+    if path.is_file() and (known := json.loads(path.read_text()))["weights"] == weights:
+        return known["ratios"]
+    ratios = calibrate(host, CALIBRATION, job.sampler, job.steps)
+    path.write_text(json.dumps({"weights": weights, "ratios": ratios}) + "\n")
+    return ratios
+
+
+def matches(clip, prompt: str) -> bool:
+    """Whether the checker reads in a clip (T, H, W, 3) what the prompt says."""
+    return bool(check(clip.numpy()).matches(prompt))
+
+
+def compare(plain, clip, prompt: str) -> dict:
+    """How close a clip (T, H, W, 3) is to the plain one, and whether it still shows the prompt."""
+    return {
+        "psnr": min(mean_psnr(plain, clip), SAME),
+        "ssim": float(ssim(plain, clip).mean()),
+        "temporal_psnr": min(mean_psnr(plain.diff(dim=0), clip.diff(dim=0)), SAME),
+        "checker": matches(clip, prompt),
+    }

@@ -1,0 +1,85 @@
+"""What a sampler run costs, measured the same way for every cache: seconds, multiply-adds of the blocks, bytes held."""
+
+import gc
+import time
+from contextlib import contextmanager
+
+import torch
+
+HELD_AT = (0.4, 0.7)  # shares of the run at which the bytes held are looked at
+
+
+class Meter:
+    """Measures one sampler run.
+
+    Attributes:
+        seconds: Wall time of the k-diffusion sampler function, without what the measurement itself took.
+        cpu_seconds: Processor time of the process in it: the same on a machine that has nothing else to do.
+        multiply_adds: Of the `nn.Linear` modules inside the blocks: rows x inputs x outputs of each executed one.
+        held_bytes: Most bytes in tensors that Python objects held between two steps; None unless asked for.
+    """
+
+    def __init__(self, weigh: bool = False):
+        self.seconds, self.cpu_seconds, self.multiply_adds = 0.0, 0.0, 0
+        self.held_bytes: int | None = None
+        self._weigh = weigh
+
+    @contextmanager
+    def counting(self, blocks: torch.nn.ModuleList):
+        """Count the work of these blocks; their forwards stay as they are."""
+        handles = [
+            module.register_forward_pre_hook(self._count)
+            for module in blocks.modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, module: torch.nn.Linear, args: tuple) -> None:
+        self.multiply_adds += args[0].numel() * module.out_features  # rows x inputs is the number of elements
+
+    def sampler(self, name: str):
+        """The k-diffusion function `sample_<name>`, timed; ComfyUI has to be importable."""
+        import comfy.k_diffusion.sampling
+
+        function = getattr(comfy.k_diffusion.sampling, f"sample_{name}")
+
+        def timed(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+            steps, spent = len(sigmas) - 1, [0.0, 0.0]
+            moments = {int(steps * share) for share in HELD_AT} if self._weigh else set()
+
+            def watch(state: dict) -> None:
+                if state["i"] in moments:
+                    began = _clocks()
+                    self.held_bytes = max(self.held_bytes or 0, live_bytes())
+                    spent[:] = (s + now - then for s, now, then in zip(spent, _clocks(), began, strict=True))
+
+            began = _clocks()
+            out = function(model, x, sigmas, extra_args, callback=watch, disable=True, **options)
+            ended = _clocks()
+            self.seconds, self.cpu_seconds = (b - a - s for a, b, s in zip(began, ended, spent, strict=True))
+            return out
+
+        return timed
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def live_bytes() -> int:
+    """Bytes of all distinct storages of the tensors that exist as Python objects."""
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def blocks_of(net: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer blocks of a network: its one direct child that is a list."""
+    return next(module for module in net.children() if isinstance(module, torch.nn.ModuleList))
