@@ -78,7 +78,8 @@ def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()[0].strip() or None
+    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    return said.split("\n")[0].strip() or None
 
 
 def _engine() -> str:
@@ -132,7 +133,7 @@ def measure(names: list[str], device: torch.device, args: argparse.Namespace, pa
 
     for name in names:
         row = results["models"][name] = {"video": MODELS[name].video}
-        step(name, "evaluations", lambda b, row=row: evaluate(b, row, args.repeats, deadline - time.monotonic()))
+        step(name, "evaluations", lambda b, row=row: evaluate(b, row, args.repeats, deadline))
     for name in names:
         row = results["models"][name]
         if "by_depth" in row and "failed" not in row:

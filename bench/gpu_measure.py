@@ -147,16 +147,16 @@ def stage_evaluations(repeats: int) -> int:
     return round(plain + idle + easycache + rungs + syncs)
 
 
-def evaluate(bench: Bench, row: dict, repeats: int, left: float) -> None:
+def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
     """Single evaluations of every kind: fills `row` as it goes on, so that what was measured before a failure stays.
 
     Args:
         repeats: Evaluations behind each median.
-        left: Seconds that it may take.
+        deadline: Of time.monotonic; what would end later is left out.
     """
     row["blocks"], row["conds"] = bench.blocks, bench.conds
     hidden, samples, rough = bench.first_look()
-    count = stage_evaluations(repeats)
+    count, left = stage_evaluations(repeats), deadline - time.monotonic()
     if count * rough > left:
         row["skipped"] = f"{count} evaluations of about {rough:.2f} s do not fit into the {max(0.0, left):.0f} s left"
         return

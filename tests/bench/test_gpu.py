@@ -9,11 +9,17 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy.supported_models
 from foresight_pack.foresight import policy
 
 from bench import forced, gpu, gpu_measure, gpu_table, real_models
 
 CPU = torch.device("cpu")
+HERE = {  # ComfyUI has CogVideoX since 0.20
+    name
+    for name, model in real_models.MODELS.items()
+    if model.kind != "cogvideox" or hasattr(comfy.supported_models, "CogVideoX_T2V")
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +45,9 @@ def smoke(tmp_path_factory):
 def test_smoke_measures_every_model(smoke):
     assert smoke["models"].keys() == real_models.MODELS.keys()
     for name, row in smoke["models"].items():
+        if name not in HERE:
+            assert row["skipped"] == "this ComfyUI has no CogVideoX_T2V: update it"
+            continue
         assert not {"failed", "skipped"} & row.keys(), f"{name}: {row}"
         assert row["finite"], name
         assert [rung["blocks"] / row["blocks"] for rung in row["by_depth"]] == [0, 0.25, 0.5, 0.75, 1]
@@ -47,8 +56,8 @@ def test_smoke_measures_every_model(smoke):
 
 
 def test_smoke_runs_every_schedule(smoke):
-    for name, row in smoke["models"].items():
-        runs = row["runs"]
+    for name in HERE:
+        runs = smoke["models"][name]["runs"]
         # 14 steps, 3 of them warmup; 1 of 2: evaluations 4, 6, 8, 10, 12; 2 of 3: 4, 5, 7, 8, 10, 11, 13
         assert runs["n1r2"]["block_speedup"] == pytest.approx(14 / 9), name
         assert runs["n2r3"]["block_speedup"] == pytest.approx(14 / 7), name
@@ -58,10 +67,10 @@ def test_smoke_runs_every_schedule(smoke):
 
 
 def test_hunyuan_is_sampled_without_cfg_and_the_others_with(smoke):
-    assert {name for name, row in smoke["models"].items() if row["conds"] == 1} == {"hunyuan-video"}
+    assert {name for name in HERE if smoke["models"][name]["conds"] == 1} == {"hunyuan-video"}
 
 
-@pytest.mark.parametrize("name", real_models.MODELS)
+@pytest.mark.parametrize("name", sorted(HERE))
 def test_full_size_has_the_published_number_of_parameters(name):
     model = real_models.MODELS[name]
     network = real_models.network(model, "meta").diffusion_model
@@ -73,13 +82,11 @@ def test_full_size_has_the_published_number_of_parameters(name):
 def test_weights_are_made_in_bf16(wan):
     weights = dict(wan.patcher.model.diffusion_model.named_parameters())
     assert weights["blocks.0.ffn.0.weight"].dtype == torch.bfloat16
-    assert weights["blocks.0.ffn.0.weight"].float().std() == pytest.approx(real_models.WEIGHT_STD, rel=0.1)
+    assert weights["blocks.0.ffn.0.weight"].detach().float().std() == pytest.approx(real_models.WEIGHT_STD, rel=0.1)
     assert not weights["blocks.0.ffn.0.bias"].any()
 
 
 def test_missing_model_is_left_out_by_name(monkeypatch):
-    import comfy.supported_models
-
     monkeypatch.delattr(comfy.supported_models, "WAN21_T2V")
     row = {}
     gpu_measure.attempt(real_models.MODELS["wan-14b"], row, CPU, True, lambda bench: pytest.fail("was built"))
@@ -144,7 +151,7 @@ def test_no_time_left_is_noted(wan):
     row = {"plain": {"seconds": 10.0}}
     gpu_measure.whole_runs(wan, row, [0.0] * 14, deadline=0.0)
     assert row["runs"] == {"plain": {"skipped": "140 s, and 0 s were left"}}
-    gpu_measure.evaluate(wan, row, repeats=5, left=0.0)
+    gpu_measure.evaluate(wan, row, repeats=5, deadline=0.0)
     assert row["skipped"].endswith("do not fit into the 0 s left") and "by_depth" not in row
 
 
