@@ -120,24 +120,29 @@ def measure(names: list[str], device: torch.device, args: argparse.Namespace, pa
     print(f"{facts['machine']['card']}; {NOTE}", flush=True)
     shares = results["recorded_map"] = recorded_shares(args.steps)
 
-    def step(name: str, what: str, action) -> None:
-        begin, row = time.monotonic(), results["models"][name]
+    def step(row: dict, name: str, what: str, action) -> None:
+        begin = time.monotonic()
         if begin > deadline:
             row.setdefault("skipped", f"{what}: no time left")
-            return
-        attempt(MODELS[name], row, device, args.smoke, action)
+        else:
+            attempt(MODELS[name], row, device, args.smoke, lambda bench: action(bench, row))
+        outcome = row.get("failed") or row.get("skipped") or "done"
+        print(f"{name}: {what} {outcome}, {time.monotonic() - begin:.0f} s", flush=True)
+
+    def save(name: str, row: dict) -> None:
+        if "by_depth" in row or "by_depth" not in results["models"].get(name, {}):  # else keep what an earlier one has
+            results["models"][name] = row
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"{name}: {what} {row.get('failed') or row.get('skipped') or 'done'}, {time.monotonic() - begin:.0f} s")
-        sys.stdout.flush()
 
-    for name in names:
-        row = results["models"][name] = {"video": MODELS[name].video}
-        step(name, "evaluations", lambda b, row=row: evaluate(b, row, args.repeats, deadline))
-    for name in names:
-        row = results["models"][name]
+    rows = {name: {"video": MODELS[name].video} for name in names}
+    for name, row in rows.items():
+        step(row, name, "evaluations", lambda bench, row: evaluate(bench, row, args.repeats, deadline))
+        save(name, row)
+    for name, row in rows.items():
         if "by_depth" in row and "failed" not in row:
-            step(name, "whole runs", lambda b, row=row: whole_runs(b, row, shares, deadline))
+            step(row, name, "whole runs", lambda bench, row: whole_runs(bench, row, shares, deadline))
+            save(name, row)
     return results
 
 

@@ -289,6 +289,18 @@ def test_results_of_the_same_card_and_code_are_added_to(tmp_path, capsys):
     assert "is of another machine, code or settings" in capsys.readouterr().out
 
 
+def test_model_for_which_no_time_is_left_keeps_what_an_earlier_session_measured(smoke, tmp_path):
+    path = tmp_path / "smoke.json"
+    path.write_text(json.dumps(smoke))
+    gpu.main(["--smoke", "--models", "latte", "--minutes", "0", "--out", str(path)])
+    found = json.loads(path.read_text())["models"]
+    assert found["latte"] == smoke["models"]["latte"] and found.keys() == smoke["models"].keys()
+
+    gpu.main(["--smoke", "--models", "latte", "--minutes", "0", "--out", str(tmp_path / "new.json")])
+    found = json.loads((tmp_path / "new.json").read_text())["models"]
+    assert found == {"latte": {"video": "512x512, 16 frames", "skipped": "evaluations: no time left"}}
+
+
 def test_refusals(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for argv, said in ((["--repeats", "3"], "must be at least 5"), ([], "there is no CUDA GPU")):
