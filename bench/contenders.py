@@ -163,7 +163,7 @@ def _sweep(name: str, *values, **fixed) -> tuple[dict, ...]:
 
 def _foresight_grid(kind: str, intervals: tuple[int, ...]) -> tuple[dict, ...]:
     return tuple(
-        {"cache_kind": kind, "reuse_interval": interval, "threshold": gamma}
+        {"method": "paper", "cache_kind": kind, "reuse_interval": interval, "threshold": gamma}
         for interval in intervals
         for gamma in (0.25, 0.5, 1.0, 2.0)
     )
@@ -180,10 +180,15 @@ _PAB, _FASTER = "spatial_attention_block_skip_range", "unconditional_batch_skip_
 CONTENDERS = (
     Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), _static, few=(0, 1, 2)),
     Contender(
-        "Foresight output", "comfyui", "R, gamma", _foresight_grid("output", (2, 3, 4)), _foresight,
-        recommended={"cache_kind": "output", "reuse_interval": 2, "threshold": 0.5}, few=(1, 3, 6, 7, 9, 11),
+        "Foresight forecast", "comfyui", "threshold", _sweep("threshold", 0.1, 0.25, 0.5, 1.0, 2.0, method="forecast"),
+        _foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 4),
     ),
-    Contender("Foresight residual", "comfyui", "R, gamma", _foresight_grid("residual", (3,)), _foresight, few=(2,)),
+    Contender(
+        "Foresight paper", "comfyui", "R, gamma", _foresight_grid("output", (2, 3, 4)), _foresight,
+        recommended={"method": "paper", "cache_kind": "output", "reuse_interval": 2, "threshold": 0.5},
+        few=(1, 3, 6, 7, 9, 11),
+    ),
+    Contender("Foresight paper, residual", "comfyui", "R, gamma", _foresight_grid("residual", (3,)), _foresight, few=(2,)),
     Contender(
         "EasyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.01, 0.02, 0.05, 0.1, 0.2),
         _core_node("EasyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2, 4),

@@ -102,7 +102,7 @@ class Bench:
         Raises:
             RuntimeError: the engine did something else.
         """
-        settings = self.settings(threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
+        settings = self.settings(method="paper", threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
         counter = Clock(torch.device("cpu"))  # only counts
         patcher = self._adapter.apply_foresight(self.patcher, settings)
         patcher.add_wrapper_with_key(self._wrapper, "foresight_bench_count", counter)
@@ -222,7 +222,7 @@ def whole_runs(bench: Bench, row: dict, shares: Sequence[float], deadline: float
         shares: The recorded map: share of the blocks that each evaluation reused. Its length is the number of steps.
     """
     steps, runs = len(shares), row.setdefault("runs", {})
-    warmup = bench.settings().warmup_of(steps)
+    warmup = bench.settings(method="paper").warmup_of(steps)
     schedules = {
         "n1r2": (2, all_blocks(steps, warmup, 2, bench.blocks)),
         "recorded": (2, scaled(shares, bench.blocks)),
@@ -282,5 +282,5 @@ def recorded_shares(steps: int) -> list[float]:
     from .comfy import Demo
 
     demo = Demo()
-    stats = demo.run("red ball moving right", 1, demo.config(), steps).stats
+    stats = demo.run("red ball moving right", 1, demo.config(method="paper"), steps).stats
     return [(depth_of(e) + 1) / len(e["computed"]) for e in stats["evaluations"]]

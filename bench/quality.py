@@ -21,12 +21,12 @@ RESULTS = Path(__file__).with_name("results")
 SETTINGS = (("euler", 50), ("euler", 20), ("heun", 30))
 PROMPTS = {  # no pair occurs in both halves, in demo/evaluate.py, demo/run.py or bench/settings.py
     "report": (
-        ("cyan ball moving down", 201),
-        ("red box moving left", 202),
-        ("green ring moving right", 203),
-        ("magenta box moving right", 204),
-        ("yellow ball moving up", 205),
-        ("blue ring moving left", 206),
+        ("cyan ball moving down", 401),
+        ("red box moving left", 402),
+        ("green ring moving right", 403),
+        ("magenta box moving right", 404),
+        ("yellow ball moving up", 405),
+        ("blue ring moving left", 406),
     ),
     "tune": (
         ("magenta ball moving left", 301),

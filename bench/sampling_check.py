@@ -56,7 +56,7 @@ def measure(host, prompt: str, seed: int) -> dict:
     """Share of block decisions of a plain 50-step euler run that differ between the default rows and all rows."""
     metric = importlib.import_module("foresight_pack.foresight.metric")
     policy = importlib.import_module("foresight_pack.foresight.policy")
-    config = importlib.import_module("foresight_pack.foresight").ForesightConfig()
+    config = importlib.import_module("foresight_pack.foresight").ForesightConfig(method="paper")
     found = []
     rows = (config.sample_rows, 0)
     host.measure(lambda denoiser: found.append(_Changes(denoiser.net, metric, rows)), prompt, seed, "euler", STEPS)
