@@ -31,12 +31,14 @@ class Demo:
 
     Args:
         name: Which of `bench.models.MODELS`.
+        pytorch_attention: Run attention as ComfyUI does on a GPU and diffusers everywhere; its choice for a CPU takes a
+            third longer. Only the first `Demo` of a process decides.
 
     Raises:
         SystemExit: COMFYUI_PATH is not set.
     """
 
-    def __init__(self, name: str = "wan"):
+    def __init__(self, name: str = "wan", pytorch_attention: bool = False):
         if not os.environ.get("COMFYUI_PATH"):
             sys.exit("COMFYUI_PATH is not set: the benchmarks run the models in ComfyUI")
         hosts.steady_malloc()
@@ -47,6 +49,7 @@ class Demo:
         from comfy.cli_args import args
 
         args.cpu = args.cpu or not torch.cuda.is_available()
+        args.use_pytorch_cross_attention |= pytorch_attention
         import comfy.sample
         import comfy.samplers
 

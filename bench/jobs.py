@@ -77,7 +77,7 @@ def both_hosts(name: str) -> tuple:
     from .comfy import Demo
     from .diffusers_host import Host
 
-    demo = Demo(name)
+    demo = Demo(name, pytorch_attention=True)
     return demo, Host(name, demo.sigmas)
 
 
@@ -109,9 +109,8 @@ def result(job: Job, folder: Path) -> dict:
         known = json.loads(path.read_text())
         if known["signature"] == signature:
             return known
-    found = {"signature": signature, **run(job, folder)}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    path.write_text(json.dumps({"signature": signature, **run(job, folder)}, indent=1) + "\n")
+    return json.loads(path.read_text())
 
 
 class _Side:

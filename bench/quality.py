@@ -49,14 +49,13 @@ def plan(args: argparse.Namespace) -> list[jobs.Job]:
     ]
     every = tuple((contender.name, index) for contender in chosen for index in range(len(contender.sweep)))
     few = tuple((contender.name, index) for contender in chosen for index in contender.few)
-    settings = dict.fromkeys((sampler, args.steps or steps) for sampler, steps in SETTINGS[: 2 if args.quick else 3])
+    settings = list(dict.fromkeys((name, args.steps or steps) for name, steps in SETTINGS[: 2 if args.quick else 3]))
+    points = {setting: few if args.quick or setting != settings[0] else every for setting in settings}
     return [
-        jobs.Job(
-            model, sampler, steps, prompt, seed, few if args.quick or sampler == "heun" else every, weigh=number == 0
-        )
+        jobs.Job(model, *setting, prompt, seed, points[setting], weigh=number == 0)
         for model in args.models
         for number, (prompt, seed) in enumerate(PROMPTS[args.half][: args.prompts])
-        for sampler, steps in settings
+        for setting in settings
     ]
 
 

@@ -80,5 +80,5 @@ def test_only_the_newest_runs_are_kept(server):
 
 def test_the_runs_of_a_server_started_later_have_higher_numbers(server):
     model = MODELS["wan"]()
-    sample(model, apply_foresight(model.patcher, ForesightConfig(), "7"), steps=1)
+    sample(model, apply_foresight(model.patcher, paper(), "7"), steps=1)
     assert 0 <= time.time() * 1000 - live.runs()[0]["run"] < 24 * 3600 * 1000

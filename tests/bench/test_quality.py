@@ -167,7 +167,7 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
 
     broken = contenders.Contender("broken", "diffusers", "x", ({"x": 1},), refuse)
     monkeypatch.setitem(jobs.BY_NAME, "broken", broken)
-    names = [("Foresight output", 3), ("EasyCache", 4), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
+    names = [("Foresight output", 3), ("EasyCache", 3), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
     job = jobs.Job("wan", "euler", 6, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -208,6 +208,6 @@ def test_a_plan_has_one_job_per_model_setting_and_prompt_and_quick_is_shorter():
 
     assert len(plan()) == 3 * 2
     assert len(plan(quick=True)) == 2 * 2
-    every, _, heun = (len(job.points) for job in plan()[:3])
-    assert every > heun == len(plan(quick=True)[0].points)
+    first, second, heun = (len(job.points) for job in plan()[:3])
+    assert first > second == heun == len(plan(quick=True)[0].points)
     assert {name for name, _ in plan(contenders=["easy"])[0].points} == {"EasyCache"}
