@@ -3,14 +3,16 @@
 It is not the paper's: what is measured and reused here is the output at latent size, not the blocks'. In symbols, with
 D_n the output computed at position u_n of the schedule (in steps), x the sampler's latent, sigma its noise level:
 
-1. Forecast: D^(u) = D_n + s (u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), the line through the last two computed.
+1. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
+   computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 8).
 2. Decision: each computed output measures what the forecast for it would have missed, e = rms(D^ - D) / rms(x - D), or
    e / (u_m - u_n) per step of distance. An evaluation is left out while the error that this predicts for x, summed over
    the evaluations left out since the last computed one, stays within the tolerance.
 3. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m, whose slope
    is s'. A sampler's step takes an output as x <- a x + (1 - a) D, a = sigma_next / sigma; so the forecasts have left
-   (s - s') S in x, where S <- a S + (1 - a)(u - u_n) over them. The computed step pays it back: it gets
-   D_m - a_m / (1 - a_m) (s - s') S in place of D_m. Exact for Euler, to first order for every other sampler.
+   s A - s' B in x, where over them A <- a A + (1 - a) r(u - u_n) and B <- a B + (1 - a)(u - u_n). The computed step
+   pays it back: it gets D_m - a_m / (1 - a_m) (s A - s' B) in place of D_m. Exact for Euler, to first order for every
+   other sampler.
 """
 
 import math
@@ -22,8 +24,9 @@ import torch
 from .metric import Tensors
 
 WARMUP = 3  # the first output gives a value, the second a slope, the third the first measured error
+DAMPING = 8.0  # steps at which a forecast takes half of the slope
 LONGEST = 8  # steps; beyond them a measured error says nothing about the next
-TOLERANCE = 0.02  # error in x that gamma = 1 allows between two computed evaluations, see `Forecaster.cost`
+TOLERANCE = 0.04  # error in x that gamma = 1 allows between two computed evaluations; it grows with gamma squared
 JUMP = 4.0  # times the predicted error: then it happened at once, and what came before says nothing
 ROUNDING = 0.01  # an e up to this is never a jump
 EARLY = 0.6  # exponent: an early error weighs more, because the rest of the run builds on it
@@ -64,7 +67,7 @@ class Output:
         self.error: torch.Tensor | None = None
         self.distance = 0.0
         self._points: list[tuple[float, Tensors]] = []
-        self._sum = 0.0  # S
+        self._damped = self._whole = 0.0  # A and B
 
     @property
     def ready(self) -> bool:
@@ -84,16 +87,17 @@ class Output:
         """Only the newest computed output has anything to do with what comes."""
         self._points = self._points[-1:]
 
-    def _line(self, position: float, device: torch.device) -> Tensors:
-        """D^(u) as fresh tensors."""
-        (before, old), (newest, new) = self._points
-        far = (position - newest) / (newest - before)
-        return tuple(n.to(device).lerp(o.to(device), -far) for n, o in zip(new, old, strict=True))
-
     def forecast(self, step: Step, device: torch.device) -> Tensors:
-        """D^(u) in place of an output that is left out."""
-        self._sum = step.a * self._sum + step.b * (step.position - self.newest)
-        return self._line(step.position, device)
+        """D^(u) in place of an output that is left out, as fresh tensors."""
+        far = step.position - self.newest
+        self._damped = step.a * self._damped + step.b * _reach(far)
+        self._whole = step.a * self._whole + step.b * far
+        return self._line(_reach(far), device)
+
+    def _line(self, reach: float, device: torch.device) -> Tensors:
+        """D_n + s reach."""
+        (before, old), (newest, new) = self._points
+        return tuple(n.to(device).lerp(o.to(device), -reach / (newest - before)) for n, o in zip(new, old, strict=True))
 
     def observe(self, step: Step, output: Tensors, unit: Tensors) -> Tensors:
         """Take a computed output; what to give the sampler in its place.
@@ -106,18 +110,25 @@ class Output:
         if self._points and abs(step.position - self.newest) < 1e-3:  # again at the same noise level (Heun)
             self._points.pop()
         elif self.ready:
-            self.distance = abs(step.position - self.newest)
-            line = self._line(step.position, output[0].device)
-            self.error = _relative(line, output, unit)
-            if self._sum and step.a:
-                pay = (
-                    step.a / step.b * self._sum / (step.position - self.newest)
-                )  # (s - s')(u_m - u_n) is D^(u_m) - D_m
-                corrected = tuple(x.lerp(y, -pay) for x, y in zip(output, line, strict=True))
-        self._sum = 0.0
+            far, device = step.position - self.newest, output[0].device
+            self.distance = abs(far)
+            self.error = _relative(self._line(_reach(far), device), output, unit)
+            if self._whole and step.a:
+                pay, share = step.a / step.b, self._whole / far
+                new = (n.to(device) for n in self._points[-1][1])
+                corrected = tuple(  # s A is the line at A, less D_n; s' B is a share of D_m - D_n
+                    x - pay * ((line - n) - share * (x - n))
+                    for x, n, line in zip(output, new, self._line(self._damped, device), strict=True)
+                )
+        self._damped = self._whole = 0.0
         kept = tuple(x.detach().to(self._home or x.device, copy=True) for x in output)
         self._points = [*self._points[-1:], (step.position, kept)]
         return corrected
+
+
+def _reach(far: float) -> float:
+    """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
+    return far / (1 + max(0.0, far) / DAMPING)
 
 
 def _relative(a: Tensors, b: Tensors, unit: Tensors) -> torch.Tensor:
@@ -134,12 +145,12 @@ class Forecaster:
     """What a run forecasts, and when it computes.
 
     Args:
-        gamma: The user's threshold; the tolerance grows with it.
+        gamma: The user's threshold.
         home: Where the stored outputs wait; None for the device on which they came.
     """
 
     def __init__(self, gamma: float, home: torch.device | None = None):
-        self._tolerance = TOLERANCE * gamma
+        self._tolerance = TOLERANCE * gamma**2
         self._home = home
         self._outputs: dict[Hashable, Output] = {}
         self._rate: float | None = None  # e per step of distance

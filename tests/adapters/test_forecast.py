@@ -21,6 +21,10 @@ NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
 MUCH = ForesightConfig(method="forecast", threshold=2.0)
 
 
+def reach(h):
+    return h / (1 + max(h, 0) / forecast.DAMPING)
+
+
 class Reference:
     """`Reference(gamma)(patcher)` is a clone whose runs follow the method: every value kept, Python numbers, no engine.
 
@@ -28,7 +32,7 @@ class Reference:
     """
 
     def __init__(self, gamma: float):
-        self.tolerance, self.computed = gamma * forecast.TOLERANCE, 0
+        self.tolerance, self.computed = gamma**2 * forecast.TOLERANCE, 0
 
     def __call__(self, patcher):
         patched = patcher.clone()
@@ -74,7 +78,7 @@ class Reference:
         ):
             (u0, d0), (u1, d1) = self.known
             self.left_out.append((u, a, cost))
-            return d1 + (d1 - d0) / (u1 - u0) * (u - u1)
+            return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
         self.computed += 1
         out = given = executor(x, timestep, *args, **kwargs)
         if self.known and abs(u - self.known[-1][0]) < 1e-3:
@@ -82,11 +86,12 @@ class Reference:
         elif len(self.known) == 2:
             (u0, d0), (u1, d1) = self.known
             slope = (d1 - d0) / (u1 - u0)
-            missed = d1 + slope * (u - u1) - out
+            missed = d1 + slope * reach(u - u1) - out
             e = ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item()
             owed = 0
             for v, b, _ in self.left_out:
-                owed = b * owed + (1 - b) * (slope - (out - d1) / (u - u1)) * (v - u1)
+                given_then, better = slope * reach(v - u1), (out - d1) / (u - u1) * (v - u1)
+                owed = b * owed + (1 - b) * (given_then - better)
             if self.left_out and a:
                 given = out - a / (1 - a) * owed
             distance = abs(u - u1)

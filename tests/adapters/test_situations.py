@@ -100,7 +100,7 @@ def low_memory_splits_the_batch_in_mid_run(model, patch):
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", free_memory)
         out = sample(model, patcher, steps=16)
-    assert len(calls) >= 10  # both kinds of calls occurred
+    assert len(calls) >= 6  # both kinds of calls occurred
     return out
 
 

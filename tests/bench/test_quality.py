@@ -167,7 +167,7 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
 
     broken = contenders.Contender("broken", "diffusers", "x", ({"x": 1},), refuse)
     monkeypatch.setitem(jobs.BY_NAME, "broken", broken)
-    names = [("Foresight output", 3), ("EasyCache", 3), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
+    names = [("Foresight paper", 3), ("EasyCache", 3), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
     job = jobs.Job("wan", "euler", 6, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -181,7 +181,7 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
     assert points.pop("broken")["cannot_run"] == "ValueError: not for this model"
     assert points["static reuse"]["work_share"] == 0.5  # 3 of 6 evaluations
     # of 6 steps 3 are warmup and the first after it is full; its hidden states are kept for the other two
-    assert 4 / 6 <= points["Foresight output"]["work_share"] < 1
+    assert 4 / 6 <= points["Foresight paper"]["work_share"] < 1
     assert points["TaylorSeer lite"]["work_share"] == pytest.approx(4 / 6)  # 3 first, then every second: 0 1 2 - 4 -
     for point in points.values():
         assert point["time_ratio"] > 0 and point["held_bytes"] >= 0
