@@ -20,7 +20,7 @@ from .contenders import CONTENDERS, calibrate
 from .models import MODELS
 from .table import SAME
 
-CALIBRATION = (("red box moving up", 401), ("cyan ball moving right", 402))  # in no half of bench.quality's prompts
+CALIBRATION = (("red box moving up", 501), ("cyan ball moving right", 502))  # in no half of bench.quality's prompts
 PLAIN_EVERY = 4  # contender runs between two plain ones
 AGREE = 60.0  # dB, least between the plain clips of the two hosts
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
