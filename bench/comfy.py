@@ -67,7 +67,11 @@ class Demo:
         begin = time.perf_counter()
         clip, _ = self.measure(patcher, prompt, seed, "euler", steps)
         seconds = time.perf_counter() - begin
-        return Run(clip.numpy(), seconds, None if settings is None else self._live.runs()[-1])
+        return Run(clip.numpy(), seconds, None if settings is None else self.newest_run())
+
+    def newest_run(self) -> dict:
+        """`RunStats.to_dict()` of the newest run with Foresight."""
+        return self._live.runs()[-1]
 
     def sigmas(self, steps: int):
         """Noise levels of the "simple" scheduler, (steps + 1,)."""

@@ -20,7 +20,7 @@ from report import plot, quality
 from . import hosts, videos
 
 PROMPTS = [("red ball moving right", 1), ("blue box moving down", 2), ("yellow ring moving left", 3)]
-SETTINGS = {"plain": None, "default": {}, "fast": {"threshold": 2.0, "reuse_interval": 3}}
+SETTINGS = {"plain": None, "default": {}, "fast": {"threshold": 1.0}}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from .metric import Tensors
 from .stats import Evaluation, RunStats, format_bytes
 from .store import Parking, is_out_of_memory
 
-_LAST = 2  # steps at the end of a run that are never left out: little comes after them to pay an error back
+LAST = 2  # steps at the end of a run that are never left out: little comes after them to pay an error back
 
 
 class Session:
@@ -75,7 +75,7 @@ class Session:
         if self.most_reuse == 0:
             rest = f"with reuse_interval {self.config.reuse_interval} the rest is computed in full"
             if self._forecaster is not None:
-                rest = f"the last {_LAST} are always computed"
+                rest = f"the last {LAST} are always computed"
             return f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, and {rest}"
         return None
 
@@ -85,7 +85,7 @@ class Session:
         if self._steps is None:
             return None
         if self._forecaster is not None:
-            return max(0, self._steps - self._warmup - _LAST)
+            return max(0, self._steps - self._warmup - LAST)
         return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
 
     # ---- what the host calls
@@ -295,7 +295,7 @@ class Session:
                 self._drop()
             return "plain" if passed > 0 else "outside"
         if self._forecaster is not None:
-            last = self._steps is not None and self._forecaster.step.position > self._steps - _LAST - 0.5
+            last = self._steps is not None and self._forecaster.step.position > self._steps - LAST - 0.5
             return "full" if last or self._ratio > 1 else "reuse"
         return (
             "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"

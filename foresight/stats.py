@@ -133,7 +133,8 @@ class RunStats:
     def summary(self) -> str:
         """One line for the log and the node."""
         if not self.reused:
-            reason = self.inactive or "no block qualified"
+            unused = {"paper": "no block qualified", "forecast": "no forecast was good enough"}
+            reason = self.inactive or unused[self.config.method]
             return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
         full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
         reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"

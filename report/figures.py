@@ -66,10 +66,13 @@ _ROWS = {
     "all evaluations, measured": lambda run: _seconds(sum(e["seconds"] or 0.0 for e in run["evaluations"])),
     "speed-up, estimated": lambda run: "-" if run["estimated_speedup"] is None else f"{run['estimated_speedup']:.2f}x",
     "memory held": lambda run: f"{run['peak_bytes'] / 2**20:.1f} MiB{' and RAM' if run['in_ram'] else ''}",
-    "settings": lambda run: "W {warmup}, gamma {threshold:g}, R {reuse_interval}".format(
-        warmup=run["warmup_steps"], **{k: run["config"][k] for k in ("threshold", "reuse_interval")}
-    ),
+    "settings": lambda run: _settings(run["config"], run["warmup_steps"]),
 }
+
+
+def _settings(config: dict, warmup: int | None) -> str:
+    interval = f", R {config['reuse_interval']}" if config["method"] == "paper" else ""
+    return f"{config['method']}, W {warmup}, gamma {config['threshold']:g}{interval}"
 
 
 def report_file(runs: list[dict]) -> dict:

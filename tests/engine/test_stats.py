@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from foresight_pack.foresight import RunStats
+from foresight_pack.foresight import ForesightConfig, RunStats
 from foresight_pack.foresight.stats import Evaluation
 from toy import paper
 
@@ -29,6 +29,8 @@ def test_the_line():
     )
     nothing = RunStats(paper(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
     assert nothing.summary() == "inactive: no block qualified; 1 evaluations computed in full"
+    nothing = RunStats(ForesightConfig(), 4, 3, nothing.evaluations)
+    assert nothing.summary() == "inactive: no forecast was good enough; 1 evaluations computed in full"
 
 
 def test_to_dict_is_json_and_complete():

@@ -23,6 +23,7 @@ WIDGETS = [
     "end_percent",
     "cache_device",
     "cache_budget_gb",
+    "method",
 ]
 
 

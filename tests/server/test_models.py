@@ -108,7 +108,8 @@ def prompt_for(model, vae, conditioning, latent, sampling=(), foresight=None, st
         prompt["13"] = node("ForesightModelSamplingOpenSora", model=model, **dict(sampling))
         model = ["13", 0]
     if foresight is not None:
-        more = {"warmup_steps": 0, "start_percent": 0, "end_percent": 1, "cache_device": "auto", "cache_budget_gb": 0}
+        more = {"warmup_steps": 0, "start_percent": 0, "end_percent": 1, "cache_device": "auto"}
+        more |= {"cache_budget_gb": 0, "method": "paper"}
         prompt["14"] = node("ForesightApply", model=model, **more, **foresight)
         model = ["14", 0]
     prompt["7"]["inputs"]["model"] = model
