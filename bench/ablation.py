@@ -43,8 +43,8 @@ def _engine():
 def _without_correction():
     output, observe = _engine().Output, _engine().Output.observe
 
-    def plain(self, step, result, unit):
-        observe(self, step, result, unit)
+    def plain(self, step, result, unit, home):
+        observe(self, step, result, unit, home)
         return result
 
     return _changed(output, observe=plain)

@@ -61,8 +61,8 @@ class Output:
         distance: |u_m - u_n| that `error` was measured over; an adaptive sampler may go back.
     """
 
-    def __init__(self, signature: Hashable, home: torch.device | None):
-        self.signature, self._home = signature, home
+    def __init__(self, signature: Hashable):
+        self.signature = signature
         self.calls: list[int] = []
         self.error: torch.Tensor | None = None
         self.distance = 0.0
@@ -99,12 +99,13 @@ class Output:
         (before, old), (newest, new) = self._points
         return tuple(n.to(device).lerp(o.to(device), -reach / (newest - before)) for n, o in zip(new, old, strict=True))
 
-    def observe(self, step: Step, output: Tensors, unit: Tensors) -> Tensors:
+    def observe(self, step: Step, output: Tensors, unit: Tensors, home: torch.device | None) -> Tensors:
         """Take a computed output; what to give the sampler in its place.
 
         Args:
             output: D_m, any shapes, batch first.
             unit: Tensors of the same shapes whose rms is the unit of e.
+            home: Where it waits; None for the device on which it came.
         """
         self.error, corrected = None, output
         if self._points and abs(step.position - self.newest) < 1e-3:  # again at the same noise level (Heun)
@@ -121,7 +122,7 @@ class Output:
                     for x, n, line in zip(output, new, self._line(self._damped, device), strict=True)
                 )
         self._damped = self._whole = 0.0
-        kept = tuple(x.detach().to(self._home or x.device, copy=True) for x in output)
+        kept = tuple(x.detach().to(home or x.device, copy=True) for x in output)
         self._points = [*self._points[-1:], (step.position, kept)]
         return corrected
 
@@ -151,7 +152,7 @@ class Forecaster:
 
     def __init__(self, gamma: float, home: torch.device | None = None):
         self._tolerance = TOLERANCE * gamma**2
-        self._home = home
+        self.home = home
         self._outputs: dict[Hashable, Output] = {}
         self._rate: float | None = None  # e per step of distance
         self._since = 0.0  # u_n of the run's newest computed evaluation
@@ -202,11 +203,11 @@ class Forecaster:
         """Take a computed output; what to give the sampler in its place. See `Output`."""
         output = self._outputs.get(key)
         if output is None or output.signature != signature:
-            output = self._outputs[key] = Output(signature, self._home)
+            output = self._outputs[key] = Output(signature)
             self._rate = None
         output.calls = calls
         self._since, self._spent = self.step.position, 0.0
-        return output.observe(self.step, result, unit)
+        return output.observe(self.step, result, unit, self.home)
 
     def clear(self) -> None:
         """Give all memory back."""
@@ -214,4 +215,10 @@ class Forecaster:
 
     @property
     def nbytes(self) -> int:
+        """Bytes held now."""
         return sum(output.nbytes for output in self._outputs.values())
+
+    @property
+    def need_bytes(self) -> int:
+        """Bytes held once every output has its two points."""
+        return sum(output.nbytes if output.ready else 2 * output.nbytes for output in self._outputs.values())

@@ -156,6 +156,7 @@ class Session:
             self.deactivate("out of memory while storing an output")
             return result
         self.note_bytes(0)
+        self.fit()
         return corrected
 
     def count_call(self, blocks: int, streams: int) -> None:
@@ -239,7 +240,9 @@ class Session:
         return self._warm_evaluations is not None and stream.evaluations >= self._warm_evaluations
 
     def fit(self) -> bool:
-        """Choose where the hidden states of all streams wait, so that they fit; if they don't, become inactive."""
+        """Choose where what is stored waits, so that it fits; if it doesn't, become inactive."""
+        if self._forecaster is not None:
+            return self._fit_outputs()
         streams = list(self._streams.values())
         slots, samples = [stream.need[0] for stream in streams], sum(stream.need[1] for stream in streams)
         # those of one call are written together, on the model's device
@@ -257,6 +260,18 @@ class Session:
             need = f"{format_bytes(staged)} beside {format_bytes(sum(slots))} in RAM, "
             need += f"the budgets are {_limit(device)} and {_limit(ram)}"
         self.deactivate(f"the stored features of {len(streams)} streams need {need}")
+        return False
+
+    def _fit_outputs(self) -> bool:
+        need, (device, ram) = self._forecaster.need_bytes, self._budget
+        if self._forecaster.home is None and device is not None and need > device:
+            self._forecaster.home, self.stats.in_ram = self._spill, self._spill is not None
+        waits_in_ram = self._forecaster.home is not None
+        limit = ram if waits_in_ram else device
+        if limit is None or need <= limit:
+            return True
+        where = "in RAM " if waits_in_ram else ""
+        self.deactivate(f"the stored outputs need {format_bytes(need)} {where}and the budget is {_limit(limit)}")
         return False
 
     def set_budget(self, device: int | None, ram: int | None) -> None:

@@ -195,3 +195,18 @@ def test_it_can_wait_elsewhere():
     assert drive(session, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(
         2 + 1 / 1.125
     )
+
+
+def test_outputs_over_the_budget_wait_in_ram_or_are_not_kept():
+    values = [torch.full((1, 2), float(i)) for i in range(5)]
+    session = Session(ForesightConfig(threshold=2.0), steps=20, spill=torch.device("cpu"))
+    session.set_budget(15, 16)  # two outputs of two fp32 are 16 bytes
+    drive(session, values)
+    assert session.stats.in_ram and session.stats.evaluations[-1].kind == "reuse"
+    for device, spill, why in ((15, None, "on the device"), (15, torch.device("cpu"), "in RAM")):
+        session = Session(ForesightConfig(threshold=2.0), steps=20, spill=spill)
+        session.set_budget(device, 15)
+        given = drive(session, values)
+        assert all(x is y for x, y in zip(given, values, strict=True)) and session.held_bytes == 0
+        assert session.stats.inactive.startswith("the stored outputs need")
+        assert ("in RAM" in session.stats.inactive) == (spill is not None), why
