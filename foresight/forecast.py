@@ -17,38 +17,20 @@ D_n the output computed at position u_n of the schedule (in steps), x the sample
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 import torch
 
 from .metric import Tensors
+from .schedule import Step
 
 WARMUP = 3  # the first output gives a value, the second a slope, the third the first measured error
 DAMPING = 8.0  # steps at which a forecast takes half of the slope
-LONGEST = 8  # steps; beyond them a measured error says nothing about the next
+LONGEST = 0.16  # share of the run's steps; beyond it a measured error says nothing about the next
+LAST = 0.04  # share of the run's steps, at its end, that are never left out: little comes after to pay an error back
 TOLERANCE = 0.04  # error in x that gamma = 1 allows between two computed evaluations; it grows with gamma squared
 JUMP = 4.0  # times the predicted error: then it happened at once, and what came before says nothing
 ROUNDING = 0.01  # an e up to this is never a jump
 EARLY = 0.6  # exponent: an early error weighs more, because the rest of the run builds on it
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where an evaluation stands in its run.
-
-    Attributes:
-        position: u, in steps of the schedule from its beginning.
-        noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
-        share: How much of that share the step takes away.
-        a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
-        b: See `a`.
-    """
-
-    position: float
-    noise: float
-    share: float
-    a: float
-    b: float
 
 
 class Output:
@@ -127,6 +109,11 @@ class Output:
         return corrected
 
 
+def last_steps(steps: int) -> int:
+    """How many of a run's last steps are always computed."""
+    return max(1, round(LAST * steps))
+
+
 def _reach(far: float) -> float:
     """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
     return far / (1 + max(0.0, far) / DAMPING)
@@ -147,11 +134,13 @@ class Forecaster:
 
     Args:
         gamma: The user's threshold.
+        steps: Denoising steps of the run, None if unknown.
         home: Where the stored outputs wait; None for the device on which they came.
     """
 
-    def __init__(self, gamma: float, home: torch.device | None = None):
+    def __init__(self, gamma: float, steps: int | None = None, home: torch.device | None = None):
         self._tolerance = TOLERANCE * gamma**2
+        self._longest = math.ceil(LONGEST * (steps or 20))
         self.home = home
         self._outputs: dict[Hashable, Output] = {}
         self._rate: float | None = None  # e per step of distance
@@ -168,7 +157,7 @@ class Forecaster:
         """Begin an evaluation: the predicted error over the tolerance; up to 1 it may be left out."""
         self.step = step
         unknown = self._rate is None or not all(output.ready for output in self._outputs.values())
-        if unknown or step.position - self._since > LONGEST:
+        if unknown or step.position - self._since > self._longest:
             return math.inf
         return (self._spent + self.cost(step)) / self._tolerance
 

@@ -1,20 +1,19 @@
 """A run: its streams, its evaluations and when they may reuse. One object per sampler run, dropped at its end."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from . import policy
+from . import forecast, policy
 from .call import Call, Stream
 from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
-from .forecast import Forecaster, Step
 from .metric import Tensors
+from .schedule import Schedule
 from .stats import Evaluation, RunStats, format_bytes
 from .store import Parking, is_out_of_memory
-
-LAST = 2  # steps at the end of a run that are never left out: little comes after them to pay an error back
 
 
 class Session:
@@ -49,11 +48,11 @@ class Session:
         noise: Callable[[float], float] | None = None,
     ):
         self.config = config
-        self._forecaster = Forecaster(config.threshold, home) if config.method == "forecast" else None
-        self._noise = noise
-        self._position, self._level, self._share = -1.0, None, 0.02  # without a schedule: u, the last level and share
-        self._schedule = tuple(schedule) if schedule is not None else None
-        self._steps = len(self._schedule) - 1 if self._schedule is not None else steps
+        self._schedule = Schedule(schedule, steps, noise)
+        self._steps = self._schedule.steps
+        self._forecaster = None
+        if config.method == "forecast":
+            self._forecaster = forecast.Forecaster(config.threshold, self._steps, home)
         self._region, self._parking, self._spill = region, Parking(home, copy_stream), spill
         self._budget: tuple[int | None, int | None] = (None, None)
         self._together = 1  # most streams in one call
@@ -75,7 +74,7 @@ class Session:
         if self.most_reuse == 0:
             rest = f"with reuse_interval {self.config.reuse_interval} the rest is computed in full"
             if self._forecaster is not None:
-                rest = f"the last {LAST} are always computed"
+                rest = "the rest is the end, which is always computed"
             return f"at most 0 of {self._steps} steps can be reused: {self._warmup} are warmup, and {rest}"
         return None
 
@@ -85,7 +84,7 @@ class Session:
         if self._steps is None:
             return None
         if self._forecaster is not None:
-            return max(0, self._steps - self._warmup - LAST)
+            return max(0, self._steps - self._warmup - forecast.last_steps(self._steps))
         return policy.most_reuse_evaluations(self._steps, self._warmup, self.config.reuse_interval)
 
     # ---- what the host calls
@@ -97,7 +96,7 @@ class Session:
         # one that missed an evaluation has nothing to compare with; windows that move would pile up
         self._streams = {key: stream for key, stream in self._streams.items() if stream.last >= self.evaluation - 1}
         self._began = time.perf_counter()
-        self._ratio = None if self._forecaster is None else self._forecaster.begin(self._step_of(level))
+        self._ratio = None if self._forecaster is None else self._forecaster.begin(self._schedule.place(level))
         self.kind = self._kind(level)
         self.stats.evaluations.append(Evaluation(self.kind, level))
         if self._forecaster is not None and self.kind == "reuse":
@@ -310,47 +309,18 @@ class Session:
                 self._drop()
             return "plain" if passed > 0 else "outside"
         if self._forecaster is not None:
-            last = self._steps is not None and self._forecaster.step.position > self._steps - LAST - 0.5
+            end = math.inf if self._steps is None else self._steps - forecast.last_steps(self._steps)
+            last = self._forecaster.step.position > end - 0.5
             return "full" if last or self._ratio > 1 else "reuse"
         return (
             "full" if policy.is_full(self.evaluation, self._warm_evaluations, self.config.reuse_interval) else "reuse"
         )
 
-    def _step(self, level: float | None) -> int:
-        """The denoising step whose noise level this is; evaluations are not steps, a second-order sampler has more."""
-        if self._schedule is None or level is None:
-            return self.evaluation
-        return sum(entry >= level * (1 - 1e-4) for entry in self._schedule) - 1
-
-    def _step_of(self, level: float | None) -> Step:
-        """Where an evaluation stands, for forecasts."""
-        if self._schedule is None or level is None:
-            return self._unscheduled(level)
-        index = min(max(self._step(level), 0), self._steps - 1)
-        here, following = self._schedule[index : index + 2]
-        within = (here - level) / (here - following) if here > following else 0.0
-        a = min(following / level, 1.0) if level else 0.0
-        noise = self._noise or (lambda x: x / self._schedule[0])
-        share = max(0.0, noise(level) - noise(following))
-        return Step(index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a)
-
-    def _unscheduled(self, level: float | None) -> Step:
-        """The same where the host does not tell its schedule: the next step is taken to be like the last one."""
-        before, self._level = self._level, level
-        if before is None or level is None or level != before:
-            self._position += 1
-        if level is None:
-            return Step(self._position, 0.5, 1 / (self._steps or 50), 1.0, 1.0)
-        first = self._first_level or level
-        if before is not None and before > level:
-            self._share = (before - level) / first
-        return Step(self._position, level / first, self._share, 1.0, 1.0)
-
     def _warming(self, level: float | None) -> bool:
         if not self._warmup:
             passed = 1.0 if level is None else 1 - level / self._first_level
             return self.evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
-        step = self._step(level)
+        step = self._schedule.step(level, self.evaluation)
         self._visits[step] += 1
         # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
         return step < self._warmup or step == self._warmup and self.evaluation < self._warmup * self._visits[step - 1]
@@ -360,7 +330,7 @@ class Session:
         if self._region is not None and level is not None:
             return (level <= self._region[1]) - (level > self._region[0])
         if self._steps is not None:
-            percent = self._step(level) / self._steps
+            percent = self._schedule.step(level, self.evaluation) / self._steps
         else:
             percent = 0.0 if level is None else 1 - level / self._first_level
         return (percent >= self.config.end_percent) - (percent < self.config.start_percent)

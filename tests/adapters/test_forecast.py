@@ -1,5 +1,7 @@
 """The method "forecast" in ComfyUI: every situation of `test_situations`, against the method written down once more."""
 
+import math
+
 import comfy_models
 import pytest
 import torch
@@ -16,7 +18,7 @@ from foresight_pack.foresight import ForesightConfig, forecast
 from test_situations import SITUATIONS, context_windows
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
-WARMUP, LAST = 3, 2
+WARMUP = 3
 NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
 MUCH = ForesightConfig(method="forecast", threshold=2.0)
 
@@ -72,9 +74,9 @@ class Reference:
             warm
             and len(self.known) == 2
             and self.rate is not None
-            and u - newest <= forecast.LONGEST
+            and u - newest <= math.ceil(0.16 * steps)
             and spent + cost <= self.tolerance
-            and u <= steps - LAST - 0.5
+            and u <= steps - max(1, round(0.04 * steps)) - 0.5
         ):
             (u0, d0), (u1, d1) = self.known
             self.left_out.append((u, a, cost))
