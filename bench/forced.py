@@ -50,6 +50,44 @@ class Forced:
         return limit <= self._depths[self._evaluation() + 1]
 
 
+class ForcedForecast:
+    """Context manager: with the method "forecast", exactly the evaluations marked in `computed` are computed.
+
+    Forecasts, corrections, measured errors and the read-back are as users have them; only the decision is replaced.
+
+    Args:
+        computed: For every evaluation of the run; the first three have to be.
+    """
+
+    def __init__(self, computed: Sequence[bool]):
+        self._computed = computed
+        self._class = importlib.import_module("foresight_pack.foresight.forecast").Forecaster
+
+    def __enter__(self) -> "ForcedForecast":
+        self._found = {name: getattr(self._class, name) for name in ("begin", "settle", "leave_out")}
+        begin, settle, computed = self._found["begin"], self._found["settle"], self._computed
+
+        def forced(forecaster, step):
+            begin(forecaster, step)
+            return 2.0 if computed[min(round(step.position), len(computed) - 1)] else 0.0
+
+        def never_forget(forecaster, errors):
+            settle(forecaster, [0.0] * len(errors))  # whatever was measured: random weights jump all the time
+
+        self._class.begin, self._class.settle = forced, never_forget
+        self._class.leave_out = lambda forecaster: None
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name, value in self._found.items():
+            setattr(self._class, name, value)
+
+
+def every(steps: int, interval: int) -> list[bool]:
+    """The first three and the last evaluation of a run, and between them every `interval`-th, are computed."""
+    return [e < 3 or e == steps - 1 or (e - 2) % interval == 0 for e in range(steps)]
+
+
 def all_blocks(steps: int, warmup: int, interval: int, blocks: int) -> list[int]:
     """The paper's N(R-1)R(R) with every block: after warmup one evaluation in full, R - 1 that reuse all of it."""
     return [-1 if e < warmup or (e - warmup) % interval == 0 else blocks - 1 for e in range(steps)]

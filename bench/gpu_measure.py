@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from . import real_models
-from .forced import LADDER_INTERVAL, Clock, Forced, all_blocks, depth_of, ladder, scaled
+from .forced import LADDER_INTERVAL, Clock, Forced, ForcedForecast, all_blocks, depth_of, every, ladder, scaled
 
 WARMUP = 2  # evaluations before reuse where only single evaluations are timed; lambda needs a change
 SCHEDULES = ("n1r2", "recorded", "n2r3")
+FORECASTS = {"forecast3": 3, "forecast4": 4}  # one evaluation of so many is computed
 
 
 @dataclass
@@ -114,6 +115,21 @@ class Bench:
             raise RuntimeError(f"Foresight reused up to blocks {reached}, {list(depths)} was asked for ({why})")
         return run
 
+    def forecast(self, computed: Sequence[bool], syncs: bool = False) -> Sampled:
+        """Sample with the method "forecast", which computes evaluation `e` where `computed[e]`.
+
+        Raises:
+            RuntimeError: the engine did something else.
+        """
+        settings = self.settings(method="forecast", threshold=1.0)
+        with ForcedForecast(computed):
+            run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
+        did = [bool(sum(evaluation["computed"])) for evaluation in run.stats["evaluations"]]
+        if did != list(computed):
+            why = run.stats["inactive"] or "no reason given"
+            raise RuntimeError(f"Foresight computed {did}, {list(computed)} was asked for ({why})")
+        return run
+
     def easycache(self):
         """The model with ComfyUI core's EasyCache, active from the first evaluation, which never leaves one out."""
         from comfy_extras.nodes_easycache import EasyCacheNode
@@ -143,8 +159,9 @@ class Bench:
 
 def stage_evaluations(repeats: int) -> int:
     """About how many full evaluations `evaluate` takes after its first look."""
-    plain, idle, easycache, rungs, syncs = 2 * (repeats + 2), 2 * repeats + 3, repeats + 3, 2.5 * repeats + 3, 14
-    return round(plain + idle + easycache + rungs + syncs)
+    plain, idle, easycache, rungs, syncs = 2 * (repeats + 2), 2 * repeats + 3, repeats + 3, 2.5 * repeats + 3, 18
+    forecast = repeats + 4 + 4 + repeats
+    return round(plain + idle + easycache + rungs + forecast + syncs)
 
 
 def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
@@ -165,6 +182,8 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
     idle = bench.forced([-1] * (WARMUP + 2 * repeats + 1), WARMUP, 2)
     easycache = bench.sample(repeats + 3, bench.easycache())
     rungs = bench.forced(ladder(WARMUP, repeats, bench.blocks), WARMUP, LADDER_INTERVAL)
+    waiting = bench.forecast([True] * (repeats + 4))
+    leaving = bench.forecast(every(2 * repeats + 4, 2))
     after = bench.sample(repeats + 2)
 
     plain = statistics.median(before.seconds[1:] + after.seconds[1:])
@@ -177,6 +196,14 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
         "overhead": (kinds["full"] + kinds["reuse"]) / 2 / plain - 1,
     }
     row["easycache"] = {"seconds": easycache.median(2), "overhead": easycache.median(2) / plain - 1}
+    skipped = leaving.by(lambda e: bool(sum(e["computed"])), 3)[False]
+    row["forecast"] = {
+        "idle_seconds": waiting.median(3),
+        "overhead": waiting.median(3) / plain - 1,
+        "left_out_seconds": statistics.median(skipped),
+        "left_out_of_plain": statistics.median(skipped) / plain,
+        "held_bytes": waiting.stats["peak_bytes"],
+    }
     row["by_depth"] = [
         {"blocks": depth + 1, "seconds": statistics.median(times), "of_plain": statistics.median(times) / plain}
         for depth, times in sorted(rungs.by(depth_of, WARMUP).items())
@@ -199,6 +226,7 @@ def syncs(bench: Bench) -> dict:
     plain = bench.sample(4, syncs=True).clock
     mine = bench.forced([-1, -1, -1, last, last, -1, last, last, -1], WARMUP, 3, syncs=True).clock
     easy = bench.sample(5, bench.easycache(), syncs=True).clock
+    forecast = bench.forecast([True, True, True, False, True, False, True], syncs=True).clock
     usual = statistics.median(plain.syncs()[1:])
     share = {place: count / len(plain.syncs()) for place, count in plain.sync_places().items()}
     added = Counter(
@@ -211,6 +239,7 @@ def syncs(bench: Bench) -> dict:
         "plain": usual,
         "foresight": statistics.median(mine.syncs()[WARMUP:]) - usual,
         "easycache": statistics.median(easy.syncs()[2:]) - usual,
+        "forecast": max(forecast.syncs()[3:]) - usual,
         "places": {place: count for place, count in added.most_common() if count > 0},
     }
 
@@ -237,10 +266,21 @@ def whole_runs(bench: Bench, row: dict, shares: Sequence[float], deadline: float
         interval, depths = schedules[name]
         if not _fits(row, runs, name, sum(1 - (depth + 1) / bench.blocks for depth in depths), deadline):
             continue
-        run = bench.forced(depths, warmup, interval)
-        speedup, ideal = plain.wall / run.wall, run.stats["block_speedup"]
-        runs[name] = {"seconds": run.wall, "speedup": speedup, "block_speedup": ideal, "of_ideal": speedup / ideal}
-        runs[name] |= {"peak_bytes": run.peak_bytes, "in_ram": run.stats["in_ram"]}
+        runs[name] = against(plain, bench.forced(depths, warmup, interval))
+    for name, interval in FORECASTS.items():
+        computed = every(steps, interval)
+        if not _fits(row, runs, name, sum(computed), deadline):
+            continue
+        runs[name] = against(plain, bench.forecast(computed))
+
+
+def against(plain: Sampled, run: Sampled) -> dict:
+    """A whole run beside the plain one."""
+    speedup, ideal = plain.wall / run.wall, run.stats["block_speedup"]
+    return {
+        **{"seconds": run.wall, "speedup": speedup, "block_speedup": ideal, "of_ideal": speedup / ideal},
+        **{"peak_bytes": run.peak_bytes, "in_ram": run.stats["in_ram"]},
+    }
 
 
 def _fits(row: dict, runs: dict, name: str, evaluations: float, deadline: float) -> bool:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 
 SHARE, IDLE, STATES, SYNCS = 0.97, 0.01, 1.3, 1  # targets
-TITLES = {"n1r2": "all blocks, 1 of 2", "n2r3": "all blocks, 2 of 3", "recorded": "the demo model's map"}
+TITLES = {
+    **{"n1r2": "all blocks, 1 of 2", "n2r3": "all blocks, 2 of 3", "recorded": "the demo model's map"},
+    **{"forecast3": "forecast, 1 of 3 computed", "forecast4": "forecast, 1 of 4 computed"},
+}
 
 
 def table(results: dict) -> str:
@@ -38,7 +41,10 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 def _evaluations(rows: dict, repeats: int) -> str:
     head = ["model", "video", "plain", f"active, nothing reused (target {IDLE:+.0%})", "EasyCache, nothing reused"]
     head += ["reusing ... of the blocks takes ... of plain", f"GPU memory, hidden states (target {STATES}) + samples"]
-    head += [f"GPU syncs (target {SYNCS}; EasyCache)"]
+    head += [
+        f"GPU syncs (target {SYNCS}; forecast; EasyCache)",
+        f"forecast: nothing left out (target {IDLE:+.0%}); left out",
+    ]
     lines = []
     for name, row in rows.items():
         depths = ", ".join(
@@ -55,7 +61,8 @@ def _evaluations(rows: dict, repeats: int) -> str:
             [
                 *(name, row["video"], f"{row['plain']['seconds']:.3f} s ({row['plain']['drift']:+.1%} drift)"),
                 *(f"{row['idle']['overhead']:+.1%}", f"{row['easycache']['overhead']:+.1%}", depths, states),
-                f"{syncs['foresight']:g} ({syncs['easycache']:g})" if syncs else "not measured",
+                f"{syncs['foresight']:g}; {syncs['forecast']:g}; {syncs['easycache']:g}" if syncs else "not measured",
+                f"{row['forecast']['overhead']:+.1%}; {row['forecast']['left_out_of_plain']:.1%} of plain",
             ]
         )
     return f"One evaluation (all conds), medians of {repeats} or more:\n\n" + _markdown(head, lines)
@@ -87,10 +94,13 @@ def _missed(rows: dict) -> Iterator[str]:
     for name, row in rows.items():
         if row["idle"]["overhead"] > IDLE:
             yield f"{name} overhead {row['idle']['overhead']:+.1%} (drift {row['plain']['drift']:+.1%})"
+        if row["forecast"]["overhead"] > IDLE:
+            yield f"{name} forecast overhead {row['forecast']['overhead']:+.1%} (drift {row['plain']['drift']:+.1%})"
         if row["memory"].get("extra_states", 0) > STATES:
             yield f"{name} memory {row['memory']['extra_states']:.2f}"
-        if row["syncs"] and row["syncs"]["foresight"] > SYNCS:
-            yield f"{name} syncs {row['syncs']['foresight']:g}"
+        for method in ("foresight", "forecast"):
+            if row["syncs"] and row["syncs"][method] > SYNCS:
+                yield f"{name} syncs {row['syncs'][method]:g} ({method})"
         for schedule, title in TITLES.items():
             run = row.get("runs", {}).get(schedule, {})
             if run.get("of_ideal", SHARE) < SHARE:

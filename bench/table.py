@@ -97,12 +97,48 @@ def markdown(data: dict) -> str:
         heads = [f"{sampler} {steps}, {target:.0f} dB" for sampler, steps in settings for target in TARGETS]
         lines = [f"**{TITLES.get(model, model)}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         lines += [f"| {name} | {' | '.join(column[name] for column in columns)} |" for name in names]
+        lines.append(_ahead(rows, settings))
         lines += ["", f"Fastest by wall time: {'; '.join(leaders)}."]
         refused = dict.fromkeys(f"{r['contender']} ({r['cannot_run']})" for r in rows if "cannot_run" in r)
         if refused:
             lines += ["", f"Cannot run on it: {'; '.join(refused)}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+OURS = "Foresight forecast"
+
+
+def _ahead(rows: list[dict], settings: list[tuple[str, int]]) -> str:
+    """The row that says how many times faster forecast is than the best cache of others, by wall time and by work."""
+    cells = []
+    for sampler, steps in settings:
+        chosen = _of(rows, model=rows[0]["model"], sampler=sampler, steps=steps)
+        for target in TARGETS:
+            ratios = []
+            for figure in ("time_ratio", "work_share"):
+                at = {name: speedup_at(points, target) for name, points in fronts(chosen, figure).items()}
+                mine = at.get(OURS)
+                others = [value[0] for name, value in at.items() if value and not name.startswith("Foresight")]
+                ratios.append(f"{mine[0] / max(others):.2f}" if mine and others else "-")
+            cells.append(f"{ratios[0]} ({ratios[1]})")
+    return f"| *{OURS} over the best of the others* | {' | '.join(cells)} |"
+
+
+def knob(data: dict) -> str:
+    """What forecast's threshold does: speed-up by work and PSNR (worst prompt) for each model and setting."""
+    rows = [row for row in data["rows"] if row["contender"] == OURS and "cannot_run" not in row]
+    values = sorted({row["settings"]["threshold"] for row in rows})
+    lines = [f"| forecast, `threshold` | {' | '.join(f'{v:g}' for v in values)} |", "|---" * (len(values) + 1) + "|"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for sampler, steps in _settings([row for row in rows if row["model"] == model]):
+            at = {row["settings"]["threshold"]: row for row in _of(rows, model, sampler, steps)}
+            cells = [
+                f"{1 / at[v]['work_share']:.2f}x, {at[v]['psnr']:.1f} ({at[v]['psnr_worst']:.1f}) dB" if v in at else ""
+                for v in values
+            ]
+            lines.append(f"| {TITLES.get(model, model)}, {sampler} {steps} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def into_readme(data: dict, path: Path = README) -> None:
@@ -115,7 +151,7 @@ def into_readme(data: dict, path: Path = README) -> None:
     if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
         raise ValueError(f"{path} has no place for the table: it needs the lines {BEGIN!r} and {END!r}")
     head, rest = text.split(BEGIN, 1)
-    path.write_text(f"{head}{BEGIN}\n\n{markdown(data)}\n\n{END}{rest.split(END, 1)[1]}")
+    path.write_text(f"{head}{BEGIN}\n\n{markdown(data)}\n\n{knob(data)}\n\n{END}{rest.split(END, 1)[1]}")
 
 
 def spread(wanted: list[float], gap: float, lowest: float) -> list[float]:

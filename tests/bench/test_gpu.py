@@ -52,6 +52,7 @@ def test_smoke_measures_every_model(smoke):
         assert row["finite"], name
         assert [rung["blocks"] / row["blocks"] for rung in row["by_depth"]] == [0, 0.25, 0.5, 0.75, 1]
         assert row["plain"]["seconds"] > 0 and row["easycache"]["seconds"] > 0, name
+        assert 0 < row["forecast"]["left_out_of_plain"] < 0.5 and row["forecast"]["held_bytes"] > 0, name
         assert row["syncs"] is None and "extra_states" not in row["memory"], "a CPU has neither"
 
 
@@ -62,6 +63,9 @@ def test_smoke_runs_every_schedule(smoke):
         assert runs["n1r2"]["block_speedup"] == pytest.approx(14 / 9), name
         assert runs["n2r3"]["block_speedup"] == pytest.approx(14 / 7), name
         assert runs["recorded"]["block_speedup"] > 1, name
+        # computed: 0, 1, 2, 13, and 5, 8, 11 or 6, 10
+        assert runs["forecast3"]["block_speedup"] == pytest.approx(14 / 7), name
+        assert runs["forecast4"]["block_speedup"] == pytest.approx(14 / 6), name
         of_ideal = runs["plain"]["seconds"] / runs["n1r2"]["seconds"] / (14 / 9)
         assert runs["n1r2"]["of_ideal"] == pytest.approx(of_ideal), name
 
@@ -119,6 +123,19 @@ def test_forced_run_goes_through_the_engine_and_leaves_it_as_it_was(wan):
     # 2 conds: 3 of 4 blocks reused, then 1, then all
     assert run.stats["reused"] == 2 * (3 + 1 + 4)
     assert (policy.block_lambda, policy.qualifies) == found
+
+
+def test_forced_forecast_goes_through_the_engine_and_leaves_it_as_it_was(wan):
+    from foresight_pack.foresight.forecast import Forecaster
+
+    found = Forecaster.begin, Forecaster.settle, Forecaster.leave_out
+    computed = forced.every(10, 3)
+    assert computed == [True, True, True, False, False, True, False, False, True, True]
+    run = wan.forecast(computed)
+    assert run.finite and run.stats["reused"] == 4 * 2 * wan.blocks
+    assert (Forecaster.begin, Forecaster.settle, Forecaster.leave_out) == found
+    with pytest.raises(RuntimeError, match="Foresight computed .* was asked for"):
+        wan.forecast([True, False, True, True])  # no forecast without a slope
 
 
 def test_engine_that_does_not_follow_is_an_error(wan, monkeypatch):
@@ -218,7 +235,7 @@ def test_bench_counts_what_a_cache_adds(wan, monkeypatch):
 
     monkeypatch.setattr(forced.Clock, "__enter__", counting)
     found = gpu_measure.syncs(wan)
-    assert (found["plain"], found["foresight"], found["easycache"]) == (0, 1, 0)
+    assert (found["plain"], found["foresight"], found["forecast"], found["easycache"]) == (0, 1, 1, 0)
     assert [place.split(":")[0] for place in found["places"]] == ["bench/test_gpu.py"]
 
 
@@ -231,8 +248,9 @@ def _card(results):
     row["plain"] = {"seconds": 1.5, "drift": 0.002}
     row["idle"]["overhead"] = 0.004
     row["memory"] |= {"extra_states": 1.21, "samples_bytes": 3 << 20}
-    row["syncs"] = {"plain": 0, "foresight": 1, "easycache": 2, "places": {}}
-    for run in ("n1r2", "n2r3", "recorded"):
+    row["syncs"] = {"plain": 0, "foresight": 1, "forecast": 1, "easycache": 2, "places": {}}
+    row["forecast"] |= {"overhead": 0.001, "left_out_of_plain": 0.002}
+    for run in gpu_table.TITLES:
         row["runs"][run] |= {"speedup": 1.5, "block_speedup": 1.54, "of_ideal": 0.974}
     return results
 
@@ -241,8 +259,8 @@ def test_table_is_made_from_the_figures(smoke):
     text = gpu_table.table(_card(smoke))
     line = next(line for line in text.splitlines() if line.startswith("| wan-1.3b"))
     assert "| 1.500 s (+0.2% drift) | +0.4% |" in line
-    assert line.endswith("| 1.21 + 3 MiB | 1 (2) |")
-    assert text.count("1.50x of 1.54x: 0.974") == 3
+    assert line.endswith("| 1.21 + 3 MiB | 1; 1; 2 | +0.1%; 0.2% of plain |")
+    assert text.count("1.50x of 1.54x: 0.974") == 5
     assert "Targets missed: none of those that were measured." in text
     assert "Not measured, or not in full: wan-14b: out of GPU memory." in text
     assert "forced" in text
@@ -253,7 +271,8 @@ def test_table_is_made_from_the_figures(smoke):
     [
         ("idle", "overhead", 0.02, "wan-1.3b overhead +2.0% (drift +0.2%)"),
         ("memory", "extra_states", 1.4, "wan-1.3b memory 1.40"),
-        ("syncs", "foresight", 2, "wan-1.3b syncs 2"),
+        ("syncs", "foresight", 2, "wan-1.3b syncs 2 (foresight)"),
+        ("forecast", "overhead", 0.02, "wan-1.3b forecast overhead +2.0% (drift +0.2%)"),
     ],
 )
 def test_missed_targets_are_named(smoke, part, key, value, said):
