@@ -170,7 +170,8 @@ class _Run:
         if self._config.method == "paper" or self._session.kind == "plain":
             return executor(*args, **kwargs)
         # forecast behind the guider: one output whatever the conds, windows and passes
-        signature = (x.shape, x.dtype, x.device, _active_conds(executor.class_obj.conds, float(timestep.max())))
+        sigma = self._session.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
+        signature = (x.shape, x.dtype, x.device, _active_conds(executor.class_obj.conds, sigma))
         (denoised,) = self._session.output(
             "denoised",
             signature,

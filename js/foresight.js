@@ -88,7 +88,7 @@ function cellOf(evaluation, block) {
   const near = ratio == null || evaluation.kind === "warmup" ? 0 : Math.min(1, Math.max(0, (3 - ratio) / 2));
   let words = reused === calls ? "reused" : reused ? `reused in ${reused} of ${calls} calls` : "computed";
   if (evaluation.kind === "warmup") words = "computed (warmup)";
-  else if (ratio != null) words += `, change ${ratio.toPrecision(2)} of the limit`;
+  else if (ratio != null) words += `, ${ratio.toPrecision(2)} of the limit`;
   return { share: reused / calls, near, warmup: evaluation.kind === "warmup", words };
 }
 

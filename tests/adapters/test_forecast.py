@@ -2,10 +2,9 @@
 
 import math
 
-import comfy_models
 import pytest
 import torch
-from comfy_models import MODELS, noise, sample
+from comfy_models import MODELS, sample
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
@@ -270,4 +269,22 @@ def test_unknown_models_are_refused_as_with_the_paper_method():
         apply_foresight(Patcher, MUCH)
 
 
-assert comfy_models and noise  # the models' module has to be imported first
+@pytest.mark.parametrize("config", [MUCH, NOTHING])
+def test_the_device_is_read_once_per_evaluation(config, models):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Reads.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    model, counts = models["wan"], {}
+    for name, patcher in (("plain", model.patcher), ("forecast", apply_foresight(model.patcher, config))):
+        Reads.count = 0
+        with Reads():
+            sample(model, patcher, steps=20)
+        counts[name] = Reads.count
+    # `tolist` reads a whole tensor at once, which is not an operation: single values would be
+    assert counts["forecast"] <= counts["plain"]
