@@ -9,7 +9,7 @@ CACHE_DEVICES = ("auto", "gpu", "cpu")
 CACHE_KINDS = ("output", "residual")
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
-AUTO_WARMUP_MIN = 3  # two changes at least; one alone is a noisy reference
+AUTO_WARMUP_MIN = 3  # two changes, one alone is a noisy reference; or a value, a slope and a measured error
 
 
 def _limited(default, low, high, step):

@@ -23,7 +23,6 @@ import torch
 from .metric import Tensors
 from .schedule import Step
 
-WARMUP = 3  # the first output gives a value, the second a slope, the third the first measured error
 DAMPING = 8.0  # steps at which a forecast takes half of the slope
 LONGEST = 0.16  # share of the run's steps; beyond it a measured error says nothing about the next
 LAST = 0.04  # share of the run's steps, at its end, that are never left out: little comes after to pay an error back
@@ -96,7 +95,7 @@ class Output:
             far, device = step.position - self.newest, output[0].device
             self.distance = abs(far)
             self.error = _relative(self._line(_reach(far), device), output, unit)
-            if self._whole and step.a:
+            if self._whole and step.a and step.b:  # b is 0 where a schedule stands still
                 pay, share = step.a / step.b, self._whole / far
                 new = (n.to(device) for n in self._points[-1][1])
                 corrected = tuple(  # s A is the line at A, less D_n; s' B is a share of D_m - D_n

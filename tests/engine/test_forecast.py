@@ -120,6 +120,18 @@ def test_heun_comes_to_the_same_noise_level_twice(monkeypatch):
     assert all(e.kind == "warmup" for e in stats.evaluations[:6])  # three steps
 
 
+def test_a_schedule_that_stands_still_is_no_division_by_zero():
+    forecaster, kept = forecast.Forecaster(2.0, 40), None
+    for u, a in enumerate((0.9, 0.9, 0.9, 0.9, 1.0)):  # the last step changes nothing
+        forecaster.begin(forecast.Step(float(u), 0.5, 0.02, a, 1 - a))
+        if u == 3:
+            forecaster.known("x", None).forecast(forecaster.step, torch.device("cpu"))
+        else:
+            output = (torch.full((1, 2), float(u)),)
+            kept = forecaster.observe("x", None, output, output, [])
+    assert kept[0].tolist() == [[4.0, 4.0]]
+
+
 def drive(session, outputs, signatures=None):
     given = []
     for i, value in enumerate(outputs):
