@@ -56,7 +56,8 @@ class Session:
         self._region, self._parking, self._spill = region, Parking(home, copy_stream), spill
         self._budget: tuple[int | None, int | None] = (None, None)
         self._together = 1  # most streams in one call
-        self._warmup = config.warmup_of(self._steps) if self._steps is not None else config.warmup_steps
+        known = self._steps is not None or config.method == "forecast"  # which needs as many whatever the length
+        self._warmup = config.warmup_of(self._steps or 0) if known else config.warmup_steps
         self._warm_evaluations: int | None = None  # how many evaluations warmup took, once it is over
         self._first_level: float | None = None
         self._visits: Counter[int] = Counter()  # evaluations of each step during warmup

@@ -224,3 +224,9 @@ def test_outputs_over_the_budget_wait_in_ram_or_are_not_kept():
         assert all(x is y for x, y in zip(given, values, strict=True)) and session.held_bytes == 0
         assert session.stats.inactive.startswith("the stored outputs need")
         assert ("in RAM" in session.stats.inactive) == (spill is not None), why
+
+
+def test_without_steps_or_schedule_three_evaluations_are_warmup():
+    session = Session(ForesightConfig(threshold=2.0))
+    drive(session, [torch.full((1, 2), float(i)) for i in range(5)])
+    assert [e.kind for e in session.stats.evaluations] == ["warmup"] * 3 + ["reuse"] * 2
