@@ -141,6 +141,38 @@ def knob(data: dict) -> str:
     return "\n".join(lines)
 
 
+def disagreements(data: dict, speedups: tuple[float, ...] = (1.5, 2.0, 3.0)) -> list[str]:
+    """Where SSIM or the PSNR of frame differences put another cache first than PSNR does, at equal speed-up by work."""
+    found = []
+    for model in dict.fromkeys(row["model"] for row in data["rows"]):
+        for sampler, steps in _settings([row for row in data["rows"] if row["model"] == model]):
+            rows = [row for row in _of(data["rows"], model, sampler, steps) if row.get("psnr", SAME) < SAME]
+            for speedup in speedups:
+                first = {figure: _first(rows, figure, speedup) for figure in ("psnr", "ssim", "temporal_psnr")}
+                others = {f"{figure}: {name}" for figure, name in first.items() if name != first["psnr"]}
+                if first["psnr"] and others:
+                    where = f"{TITLES.get(model, model)}, {sampler} {steps}, {speedup:g}x"
+                    found.append(f"{where}: PSNR {first['psnr']}, {', '.join(sorted(others))}")
+    return found
+
+
+def _agreement(data: dict) -> str:
+    found = disagreements(data)
+    said = "; ".join(found) if found else "nowhere"
+    return f"SSIM or the PSNR of frame differences put another cache first than PSNR at 1.5x, 2x or 3x by work: {said}."
+
+
+def _first(rows: list[dict], figure: str, speedup: float) -> str | None:
+    """The contender that is best in a figure where its front has this speed-up; None where no front reaches it."""
+    at = {}
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        best = front([(1 / row["work_share"], row[figure]) for row in rows if row["contender"] == name])
+        for (slow, high), (fast, low) in zip(best, best[1:], strict=False):
+            if slow <= speedup <= fast:
+                at[name] = high + (low - high) * (speedup - slow) / (fast - slow)
+    return max(at, key=at.get, default=None)
+
+
 def into_readme(data: dict, path: Path = README) -> None:
     """Put the tables between the two comments of README.
 
@@ -151,7 +183,9 @@ def into_readme(data: dict, path: Path = README) -> None:
     if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
         raise ValueError(f"{path} has no place for the table: it needs the lines {BEGIN!r} and {END!r}")
     head, rest = text.split(BEGIN, 1)
-    path.write_text(f"{head}{BEGIN}\n\n{markdown(data)}\n\n{knob(data)}\n\n{END}{rest.split(END, 1)[1]}")
+    path.write_text(
+        f"{head}{BEGIN}\n\n{markdown(data)}\n\n{knob(data)}\n\n{_agreement(data)}\n\n{END}{rest.split(END, 1)[1]}"
+    )
 
 
 def spread(wanted: list[float], gap: float, lowest: float) -> list[float]:
