@@ -21,6 +21,7 @@ def row(speed: float, psnr: float, name: str = "a", work: float | None = None) -
     return {
         **{"model": "wan", "sampler": "euler", "steps": 50, "contender": name, "psnr": psnr},
         **{"time_ratio": 1 / speed, "work_share": 1 / (work or speed)},
+        **{"ssim": psnr / 100, "temporal_psnr": psnr, "psnr_worst": psnr - 1, "settings": {"threshold": speed}},
     }
 
 
@@ -65,14 +66,31 @@ def test_the_table_names_the_leader_and_gives_the_speedup_by_work_in_brackets():
 
 def test_the_table_goes_between_the_comments_of_readme_and_nowhere_else(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    path.write_text(f"before\n{table.BEGIN}\nof last time\n{table.END}\nafter\n")
     table.into_readme({"rows": [row(1.2, 50)]}, path)
     text = path.read_text()
     assert text.startswith(f"before\n{table.BEGIN}\n") and text.endswith(f"{table.END}\nafter\n")
-    assert "old" not in text and "1.20x" in text
+    assert "of last time" not in text and "1.20x" in text
     path.write_text("no place")
     with pytest.raises(ValueError, match="no place for the table"):
         table.into_readme({"rows": []}, path)
+
+
+def test_what_the_threshold_does_and_how_far_ahead_it_is():
+    rows = [row(2.0, 50, table.OURS), row(4.0, 40, table.OURS), row(2.0, 40, "b"), row(1.0, 60, "b")]
+    text = table.knob({"rows": rows})
+    assert "| Wan, bundled, euler 50 | 2.00x, 50.0 (49.0) dB | 4.00x, 40.0 (39.0) dB |" in text
+    # at 45 dB ours is at 3.0 and b at 1.75; at 40 dB 4.0 and 2.0; at 35 dB at least the same
+    assert "| 1.71 (1.71) | 2.00 (2.00) | 2.00 (2.00) |" in table.markdown({"rows": rows})
+
+
+def test_where_another_measure_disagrees_is_said():
+    rows = [row(1.0, 60), row(3.0, 40), row(1.0, 50, "b"), row(3.0, 30, "b")]
+    assert table.disagreements({"rows": rows}) == []
+    for entry in rows[2:]:
+        entry["ssim"] = 0.99  # b keeps the structure better; but a flat front has one point, and that is no line
+    rows[2]["ssim"] = 0.995
+    assert table.disagreements({"rows": rows}, (2.0,)) == ["Wan, bundled, euler 50, 2x: PSNR a, ssim: b"]
 
 
 def test_labels_are_pushed_apart_and_stay_above_the_lowest():

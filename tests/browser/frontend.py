@@ -78,6 +78,7 @@ class Page:
         self.set("KSampler", "steps", steps)
         self.set("KSampler", "seed", seed)
         self.set("ForesightApply", "threshold", 2)
+        self.set("ForesightApply", "method", "paper")  # its evaluations take their time, so that one sees the map grow
         self.fit()
 
     def set(self, kind: str, widget: str, value) -> None:
