@@ -66,8 +66,8 @@ def _fixed_interval():
 
     made = forecaster.__init__
 
-    def init(self, gamma, home=None):
-        made(self, gamma, home)
+    def init(self, gamma, *rest):
+        made(self, gamma, *rest)
         self.gamma = gamma
 
     return _changed(forecaster, begin=begin, settle=settle, leave_out=lambda self: None, __init__=init)
