@@ -105,13 +105,13 @@ def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
 
 
 def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pictures):
-    steps = 70 if page.renderer == "classic" else 68  # a new page shows the last run of its workflow
+    steps = 40 if page.renderer == "classic" else 38  # a new page shows the last run of its workflow
     page.demo(steps)
     page.add_report()
     assert page.page.locator(".foresight-map").is_visible()
     before, seen = page.history(), []
     page.press_run()
-    for _ in range(600):
+    for _ in range(3000):
         match = re.search(rf"evaluation (\d+) of ({steps})", page.figures)
         if match and (not seen or seen[-1] != match.groups()):
             seen.append(match.groups())
