@@ -96,7 +96,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"Setting up the environment failed: {error}", file=sys.stderr)
         return 1
-    module = ["demo.run"] if args.command == "demo" else ["pytest"]
+    module = ["tools.demo.run"] if args.command == "demo" else ["pytest"]
     return subprocess.run([python, "-m", *module, *rest], cwd=ROOT, env=env).returncode
 
 

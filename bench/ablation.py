@@ -6,7 +6,6 @@ speed-up by evaluations, so that a variant that computes more often is not taken
 
 import argparse
 import functools
-import importlib
 import json
 import multiprocessing
 import os
@@ -14,6 +13,8 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from foresight.engine import forecast
 
 from .models import MODELS
 from .table import SAME, front
@@ -37,12 +38,8 @@ def _changed(target, **values):
             setattr(target, name, value)
 
 
-def _engine():
-    return importlib.import_module("foresight_pack.foresight.forecast")
-
-
 def _without_correction():
-    output, observe = _engine().Output, _engine().Output.observe
+    output, observe = forecast.Output, forecast.Output.observe
 
     def plain(self, step, result, unit, home):
         observe(self, step, result, unit, home)
@@ -53,7 +50,7 @@ def _without_correction():
 
 def _fixed_interval():
     """Computed by the clock: the threshold stands for the interval, 2 to 5 steps."""
-    forecaster = _engine().Forecaster
+    forecaster = forecast.Forecaster
 
     def begin(self, step):
         self.step = step
@@ -74,14 +71,14 @@ def _fixed_interval():
 
 
 VARIANTS = {
-    "the method": lambda: _changed(_engine()),
+    "the method": lambda: _changed(forecast),
     "no correction": _without_correction,
-    "repeats the last output (order 0)": lambda: _changed(_engine(), DAMPING=1e-9),
-    "whole slope however far (not damped)": lambda: _changed(_engine(), DAMPING=1e9),
+    "repeats the last output (order 0)": lambda: _changed(forecast, DAMPING=1e-9),
+    "whole slope however far (not damped)": lambda: _changed(forecast, DAMPING=1e9),
     "no evidence: a fixed interval": _fixed_interval,
-    "early errors weigh no more (no sigma weighting)": lambda: _changed(_engine(), EARLY=0.0),
-    "last steps not protected": lambda: _changed(_engine(), last_steps=lambda steps: 0),
-    "no jumps": lambda: _changed(_engine(), JUMP=1e9),
+    "early errors weigh no more (no sigma weighting)": lambda: _changed(forecast, EARLY=0.0),
+    "last steps not protected": lambda: _changed(forecast, last_steps=lambda steps: 0),
+    "no jumps": lambda: _changed(forecast, JUMP=1e9),
 }
 
 

@@ -1,14 +1,14 @@
 """The small trained models in a ComfyUI without a server, for the benchmarks; COMFYUI_PATH says where ComfyUI is."""
 
-import importlib
 import os
 import platform
 import sys
 import time
 from dataclasses import dataclass
 
-from demo import hosts, model
-from demo.prompt import embed
+from models.demo import model
+from models.demo.prompt import embed
+from tools import hosts
 
 from .meter import Meter, blocks_of
 from .models import MODELS
@@ -54,11 +54,11 @@ class Demo:
         import comfy.samplers
 
         sys.argv = arguments
-        hosts.load_pack()
+        from foresight import ForesightConfig
+        from foresight.hosts.comfyui import apply_foresight, live
+
         self._torch, self._samplers, self._sample = torch, comfy.samplers, comfy.sample
-        self._live = importlib.import_module("foresight_pack.adapters.live")
-        self.apply = importlib.import_module("foresight_pack.adapters.comfyui").apply_foresight
-        self.config = importlib.import_module("foresight_pack.foresight").ForesightConfig
+        self._live, self.apply, self.config = live, apply_foresight, ForesightConfig
         self.model, self._vae = _build(name)
 
     def run(self, prompt: str, seed: int, settings=None, steps: int = 50) -> Run:
@@ -113,21 +113,24 @@ def _build(name: str) -> tuple:
     import comfy.model_management
     import comfy.model_patcher
 
-    nodes = importlib.import_module("foresight_pack.nodes.demo")
+    from models.demo.comfy import DemoVAE, build
+
     if name == "wan":
-        return nodes.ForesightDemoModel.execute().args
-    trained = MODELS[name]
-    build = _build_wan if trained.class_name == "WanTransformer3DModel" else _build_cogvideox
+        network = build()
+    elif MODELS[name].class_name == "WanTransformer3DModel":
+        network = _build_wan(MODELS[name])
+    else:
+        network = _build_cogvideox(MODELS[name])
     patcher = comfy.model_patcher.CoreModelPatcher(
-        build(trained, nodes),
+        network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    return patcher, nodes.DemoVAE()
+    return patcher, DemoVAE()
 
 
-def _build_wan(trained, nodes):
-    import torch
+def _build_wan(trained):
+    from models.demo.comfy import build
 
     given = trained.config
     shape = {
@@ -136,24 +139,22 @@ def _build_wan(trained, nodes):
         "ffn_dim": given["ffn_dim"],
         "num_layers": given["num_layers"],
     }
-    config = nodes._DemoWan({**model.COMFY_CONFIG, **shape})
-    config.set_inference_dtype(torch.float32, None)
-    network = config.get_model({})
-    network.diffusion_model.load_state_dict(model.published_state_dict(trained.load()))
-    return network
+    return build({**model.COMFY_CONFIG, **shape}, model.published_state_dict(trained.load()))
 
 
-def _build_cogvideox(trained, nodes):
+def _build_cogvideox(trained):
     import comfy.model_base
     import torch
 
-    cogvideox = importlib.import_module("foresight_pack.models.cogvideox")
+    from models import cogvideox
+    from models.demo.comfy import DemoLatentFormat
+
     weights = {cogvideox.core_key(key): value for key, value in trained.load().state_dict().items()}
     # core's own sines need a width that 6 divides: built without, then given the pack's, which the weights expect
     config = cogvideox.config_of(weights, sinusoidal=False)
     # what core cannot tell from the tensors of a small model; the demo's latent, and velocities instead of DDPM's
     config.unet_config.update({key: value for key, value in trained.config.items() if key != "sample_frames"})
-    config.latent_format, config.sampling_settings = nodes._DemoLatentFormat(), {"shift": model.SHIFT}
+    config.latent_format, config.sampling_settings = DemoLatentFormat(), {"shift": model.SHIFT}
     config.set_inference_dtype(torch.float32, None)
     network = comfy.model_base.CogVideoX(config, comfy.model_base.ModelType.FLOW)
     network.diffusion_model.use_rotary_positional_embeddings = False

@@ -7,8 +7,8 @@ import copy
 
 import torch
 
-from demo import codec, model
-from demo.prompt import embed
+from models.demo import codec, model
+from models.demo.prompt import embed
 
 from .comfy import CFG, noise_of
 from .meter import Meter, blocks_of

@@ -5,7 +5,6 @@ is. Everything else is what users run: wrappers, swapped blocks, samples, slots,
 place that reaches into the engine.
 """
 
-import importlib
 import time
 import warnings
 from collections import Counter
@@ -13,6 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+
+from foresight.engine import policy
+from foresight.engine.forecast import Forecaster
 
 LADDER = (0.25, 0.5, 0.75, 1.0)  # shares of the blocks, in rising order: inside a chain l* only grows
 LADDER_INTERVAL = len(LADDER) + 1
@@ -32,15 +34,14 @@ class Forced:
 
     def __init__(self, depths: Sequence[int], evaluation: Callable[[], int]):
         self._depths, self._evaluation = [*depths, -1], evaluation
-        self._policy = importlib.import_module("foresight_pack.foresight.policy")
 
     def __enter__(self) -> "Forced":
-        self._found = self._policy.block_lambda, self._policy.qualifies
-        self._policy.block_lambda, self._policy.qualifies = self._block_lambda, self._qualifies
+        self._found = policy.block_lambda, policy.qualifies
+        policy.block_lambda, policy.qualifies = self._block_lambda, self._qualifies
         return self
 
     def __exit__(self, *_) -> None:
-        self._policy.block_lambda, self._policy.qualifies = self._found
+        policy.block_lambda, policy.qualifies = self._found
 
     def _block_lambda(self, changes: Sequence[torch.Tensor]) -> torch.Tensor:
         self._found[0](changes)  # for its cost
@@ -61,10 +62,9 @@ class ForcedForecast:
 
     def __init__(self, computed: Sequence[bool]):
         self._computed = computed
-        self._class = importlib.import_module("foresight_pack.foresight.forecast").Forecaster
 
     def __enter__(self) -> "ForcedForecast":
-        self._found = {name: getattr(self._class, name) for name in ("begin", "settle", "leave_out")}
+        self._found = {name: getattr(Forecaster, name) for name in ("begin", "settle", "leave_out")}
         begin, settle, computed = self._found["begin"], self._found["settle"], self._computed
 
         def forced(forecaster, step):
@@ -74,13 +74,13 @@ class ForcedForecast:
         def never_forget(forecaster, errors):
             settle(forecaster, [0.0] * len(errors))  # whatever was measured: random weights jump all the time
 
-        self._class.begin, self._class.settle = forced, never_forget
-        self._class.leave_out = lambda forecaster: None
+        Forecaster.begin, Forecaster.settle = forced, never_forget
+        Forecaster.leave_out = lambda forecaster: None
         return self
 
     def __exit__(self, *_) -> None:
         for name, value in self._found.items():
-            setattr(self._class, name, value)
+            setattr(Forecaster, name, value)
 
 
 def every(steps: int, interval: int) -> list[bool]:

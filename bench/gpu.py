@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from demo import hosts
+from tools import hosts
 
 from .gpu_measure import attempt, evaluate, recorded_shares, whole_runs
 from .gpu_table import table
@@ -54,7 +54,6 @@ def host(cpu: bool) -> None:
     import comfy.sample  # noqa: F401
 
     sys.argv = arguments
-    hosts.load_pack()
 
 
 def machine(device: torch.device) -> dict:
@@ -85,8 +84,8 @@ def _driver() -> str | None:
 def _engine() -> str:
     """What identifies the code that is measured."""
     digest = hashlib.sha256()
-    for folder in ("foresight", "adapters", "models"):
-        for file in sorted((hosts.ROOT / folder).glob("*.py")):
+    for folder in ("foresight", "models"):
+        for file in sorted((hosts.ROOT / folder).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

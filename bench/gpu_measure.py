@@ -1,7 +1,6 @@
 """What is measured of one model: single evaluations, plain and with each cache, and whole runs."""
 
 import gc
-import importlib
 import math
 import statistics
 import time
@@ -10,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from foresight.engine import ForesightConfig
+from foresight.engine.store import stream_bytes
+from foresight.hosts import families
 
 from . import real_models
 from .forced import LADDER_INTERVAL, Clock, Forced, ForcedForecast, all_blocks, depth_of, every, ladder, scaled
@@ -64,16 +67,16 @@ class Bench:
 
         self._sample = comfy.sample.sample
         self._wrapper = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
-        self._adapter = importlib.import_module("foresight_pack.adapters.comfyui")
-        self._families = importlib.import_module("foresight_pack.adapters.families")
-        self.settings = importlib.import_module("foresight_pack.foresight").ForesightConfig
+        from foresight.hosts import comfyui  # once ComfyUI can be imported
+
+        self._adapter = comfyui
         self.model, self.device, self.patcher = model, device, real_models.build(model, device, tiny)
         self._latent = real_models.empty_latent(model, tiny)
         self._noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(0))
         self._texts = [real_models.conditioning(model, seed) for seed in (1, 2)]
         self.conds = 1 if math.isclose(model.cfg, 1.0) else 2
         diffusion_model = self.patcher.model.diffusion_model
-        self._stack = self._families.family_of(diffusion_model, self._families.COMFYUI).stack(diffusion_model)
+        self._stack = families.family_of(diffusion_model, families.COMFYUI).stack(diffusion_model)
         self.blocks = len(self._stack)
 
     def sample(self, steps: int, patcher=None, syncs: bool = False) -> Sampled:
@@ -103,7 +106,7 @@ class Bench:
         Raises:
             RuntimeError: the engine did something else.
         """
-        settings = self.settings(method="paper", threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
+        settings = ForesightConfig(method="paper", threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
         counter = Clock(torch.device("cpu"))  # only counts
         patcher = self._adapter.apply_foresight(self.patcher, settings)
         patcher.add_wrapper_with_key(self._wrapper, "foresight_bench_count", counter)
@@ -121,7 +124,7 @@ class Bench:
         Raises:
             RuntimeError: the engine did something else.
         """
-        settings = self.settings(method="forecast", threshold=1.0)
+        settings = ForesightConfig(method="forecast", threshold=1.0)
         with ForcedForecast(computed):
             run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
         did = [bool(sum(evaluation["computed"])) for evaluation in run.stats["evaluations"]]
@@ -152,8 +155,7 @@ class Bench:
         calls = len(seen) // 3  # in an evaluation
         together = self.conds // calls  # streams in a call
         layout = tuple((torch.Size((shape[0] // together, *shape[1:])), dtype) for shape, dtype in seen[-1])
-        store = importlib.import_module("foresight_pack.foresight.store")
-        sizes = store.stream_bytes(layout, self.blocks, self.settings().sample_rows)
+        sizes = stream_bytes(layout, self.blocks, ForesightConfig().sample_rows)
         return self.conds * sizes[0], self.conds * sizes[1], seconds
 
 
@@ -251,7 +253,7 @@ def whole_runs(bench: Bench, row: dict, shares: Sequence[float], deadline: float
         shares: The recorded map: share of the blocks that each evaluation reused. Its length is the number of steps.
     """
     steps, runs = len(shares), row.setdefault("runs", {})
-    warmup = bench.settings(method="paper").warmup_of(steps)
+    warmup = ForesightConfig(method="paper").warmup_of(steps)
     schedules = {
         "n1r2": (2, all_blocks(steps, warmup, 2, bench.blocks)),
         "recorded": (2, scaled(shares, bench.blocks)),

@@ -12,9 +12,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from demo import hosts, model
-from demo.clips import check
-from report.quality import mean_psnr, ssim
+from foresight.report.quality import mean_psnr, ssim
+from models.demo import model
+from tools import hosts
+from tools.demo.clips import check
 
 from .contenders import CONTENDERS, calibrate
 from .models import MODELS
@@ -49,7 +50,7 @@ class Job:
         digest.update((model.WEIGHTS if self.model == "wan" else MODELS[self.model].path).read_bytes())
         own = [Path(__file__).with_name(name) for name in ("jobs.py", "meter.py", "comfy.py", "diffusers_host.py")]
         own.append(Path(__file__).with_name("contenders.py"))
-        for path in own + [p for part in ("foresight", "adapters") for p in sorted((hosts.ROOT / part).glob("*.py"))]:
+        for path in own + sorted((hosts.ROOT / "foresight").rglob("*.py")):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from demo import codec, model, train
-from demo.clips import FRAMES, HEIGHT, WIDTH
-from demo.prompt import TEXT_DIM, TEXT_TOKENS
+from models.demo import codec, model
+from models.demo.prompt import TEXT_DIM, TEXT_TOKENS
+from tools.demo import train
+from tools.demo.clips import FRAMES, HEIGHT, WIDTH
 
 FOLDER = Path(__file__).with_name("weights")
 

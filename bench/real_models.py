@@ -122,7 +122,7 @@ MODELS = {
 
 
 def _ours(name: str):
-    return importlib.import_module(f"foresight_pack.models.{name}")
+    return importlib.import_module(f"models.{name}")  # once ComfyUI can be imported
 
 
 def network(model: RealModel, device: torch.device | str, tiny: bool = False) -> torch.nn.Module:

@@ -1,8 +1,8 @@
 """Whether the change measured on sampled rows decides as that on all rows would, on one and the same trajectory."""
 
-import importlib
-
 import torch
+
+from foresight.engine import ForesightConfig, metric, policy
 
 from .meter import blocks_of
 
@@ -54,9 +54,7 @@ def decisions(changes: torch.Tensor, warmup: int, gamma: float, policy) -> torch
 
 def measure(host, prompt: str, seed: int) -> dict:
     """Share of block decisions of a plain 50-step euler run that differ between the default rows and all rows."""
-    metric = importlib.import_module("foresight_pack.foresight.metric")
-    policy = importlib.import_module("foresight_pack.foresight.policy")
-    config = importlib.import_module("foresight_pack.foresight").ForesightConfig(method="paper")
+    config = ForesightConfig(method="paper")
     found = []
     rows = (config.sample_rows, 0)
     host.measure(lambda denoiser: found.append(_Changes(denoiser.net, metric, rows)), prompt, seed, "euler", STEPS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from report.quality import mean_psnr
+from foresight.report.quality import mean_psnr
 
 from .comfy import Demo
 

@@ -1,10 +1,5 @@
-"""The Foresight engine (arXiv 2506.00329).
+"""Foresight: faster sampling of diffusion transformers without retraining. See `engine` and `hosts`."""
 
-Decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only.
-"""
+from .engine import ForesightConfig, RunStats
 
-from .config import ForesightConfig
-from .session import Call, Session
-from .stats import RunStats
-
-__all__ = ["Call", "ForesightConfig", "RunStats", "Session"]
+__all__ = ["ForesightConfig", "RunStats"]

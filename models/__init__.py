@@ -1,1 +1,1 @@
-"""Latte-1 and Open-Sora 1.2 as native ComfyUI models: the two of the paper's three models that core does not have."""
+"""Models that the pack brings to ComfyUI: Latte-1, Open-Sora 1.2, CogVideoX as published, and a tiny bundled one."""

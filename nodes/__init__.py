@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..adapters import live
+from ..foresight.hosts.comfyui import live
 from .apply import ForesightApply
 from .compare import ForesightCompare
 from .demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..adapters.comfyui import apply_foresight
-from ..foresight import ForesightConfig
-from ..foresight.config import AUTO_WARMUP, AUTO_WARMUP_MIN
+from ..foresight.engine import ForesightConfig
+from ..foresight.engine.config import AUTO_WARMUP, AUTO_WARMUP_MIN
+from ..foresight.hosts.comfyui import apply_foresight
 
 CATEGORY = "model/patch/foresight"
 

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..report import plot, quality
+from ..foresight.report import plot, quality
 from .apply import CATEGORY
 from .report import image_of
 

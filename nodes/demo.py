@@ -1,55 +1,15 @@
 """The bundled demo model as nodes, so that a workflow runs anywhere without a download."""
 
-import comfy.latent_formats
-import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.supported_models
 import torch
 from comfy_api.latest import io
 
-from ..demo import codec, model, prompt
-from ..demo.clips import FRAMES, HEIGHT, WIDTH
+from ..models.demo import codec, prompt
+from ..models.demo.comfy import DemoVAE, build
+from ..models.demo.model import FRAMES, HEIGHT, WIDTH
 
 CATEGORY = "model/patch/foresight/demo"
-
-
-class _DemoLatentFormat(comfy.latent_formats.LatentFormat):
-    latent_channels = codec.CHANNELS
-    latent_dimensions = 3
-    spacial_downscale_ratio = codec.FACTOR
-    # the mean of a 2x2 square is channels 0..2, in the codec's colour basis
-    latent_rgb_factors = (codec.BASIS.reshape(codec.CHANNELS, 4, 3).mean(dim=1)).tolist()
-
-
-class _LocatedWan(comfy.model_base.WAN21):
-    """Core's Wan 2.1 with the demo's coordinate channels as its concat conditioning."""
-
-    def concat_cond(self, **kwargs) -> torch.Tensor:
-        return model.coordinates(kwargs["noise"])
-
-
-class _DemoWan(comfy.supported_models.WAN21_T2V):
-    """Core's Wan 2.1 configuration with the demo's latent and flow shift."""
-
-    unet_config = {}
-    sampling_settings = {"shift": model.SHIFT}
-    latent_format = _DemoLatentFormat
-
-    def get_model(self, state_dict, prefix="", device=None) -> comfy.model_base.BaseModel:
-        return _LocatedWan(self, device=device)
-
-
-class DemoVAE:
-    """The demo codec behind the two methods of a VAE that core's encode and decode nodes use."""
-
-    def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """Latent (B, 12, T, h, w) to images (B, T, 2h, 2w, 3)."""
-        return codec.decode(samples.float().cpu())
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Frames (T, H, W, 3) of one video, or (B, T, H, W, 3), to a latent (B, 12, T, H/2, W/2)."""
-        return codec.encode((pixels if pixels.ndim == 5 else pixels[None])[..., :3].float().cpu())
 
 
 class ForesightDemoModel(io.ComfyNode):
@@ -71,12 +31,8 @@ class ForesightDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        config = _DemoWan(model.COMFY_CONFIG)
-        config.set_inference_dtype(torch.float32, None)
-        network = config.get_model({})
-        network.diffusion_model.load_state_dict(model.load_state_dict())
         patcher = comfy.model_patcher.CoreModelPatcher(
-            network,
+            build(),
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
         )

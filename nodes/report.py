@@ -7,9 +7,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..adapters.comfyui import runs_on
-from ..adapters.timer import apply_timer, seconds_on
-from ..report import figures, plot
+from ..foresight.hosts.comfyui import runs_on
+from ..foresight.hosts.comfyui.timer import apply_timer, seconds_on
+from ..foresight.report import figures, plot
 from .apply import CATEGORY
 
 _NOTHING = (

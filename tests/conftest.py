@@ -1,11 +1,14 @@
-"""Make the pack importable as `foresight_pack`, and ComfyUI importable where it is installed.
+"""Make the library, the models and the nodes importable, each under one name, beside a ComfyUI where one is installed.
 
-The pack's root has an `__init__.py` that only ComfyUI can load, and a folder `nodes/` that must not shadow ComfyUI's
-`nodes.py`.
+`foresight`, `models`, `tools` and `bench` are what they are called when the pack's folder is on the path. Its nodes can
+only be loaded as ComfyUI does it, as part of a package whose name ComfyUI makes; here that package is called `pack`.
+What the nodes import relatively from it is the library of the tests, so that no file is loaded twice.
 """
 
+import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 import types
 from pathlib import Path
@@ -20,7 +23,7 @@ def _package(name: str) -> None:
     sys.modules[name] = module
 
 
-for _name in ("__init__", ROOT.name, "foresight_pack"):  # the two names that pytest may use for the root, and ours
+for _name in ("__init__", ROOT.name, "pack"):  # the two names that pytest may use for the root, and ours
     _package(_name)
 
 
@@ -40,3 +43,22 @@ else:
 
     args.cpu = args.cpu or not torch.cuda.is_available()
     import comfy.samplers  # noqa: F401  (before any test: it needs `args` as set above)
+
+
+def _one_name(name: str) -> None:
+    """`pack.<name>` and everything below it is `<name>`; what needs a host that is not installed here is left out."""
+    package = importlib.import_module(name)
+    sys.modules[f"pack.{name}"] = package
+    for found in pkgutil.iter_modules(package.__path__, f"{name}."):
+        try:
+            sys.modules[f"pack.{found.name}"] = importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if error.name.split(".")[0] not in ("comfy", "comfy_api", "diffusers"):
+                raise
+            continue
+        if found.ispkg:
+            _one_name(found.name)
+
+
+for _name in ("foresight", "models"):
+    _one_name(_name)

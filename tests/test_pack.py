@@ -13,34 +13,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HOSTS = {"comfy", "comfy_api", "comfy_execution", "diffusers", "server", "folder_paths"}
+PACK = {"nodes", "models", "tools", "bench", "tests", "support"}
 FORBIDDEN = {  # folder -> what its modules must not import
-    "foresight": {"comfy", "comfy_api", "diffusers", "nodes", "adapters", "demo", "server", "folder_paths"},
-    "adapters": {"nodes", "demo", "folder_paths", "comfy_api"},
-    "demo": {"nodes", "adapters", "foresight", "comfy"},
-    "models": {"nodes", "adapters", "foresight", "demo", "folder_paths", "comfy_api"},
-    "report": {"comfy", "comfy_api", "diffusers", "nodes", "adapters", "demo", "foresight", "server", "folder_paths"},
-    "nodes": {"bench"},
+    "foresight/engine": {*HOSTS, *PACK, "foresight.hosts", "foresight.report"},
+    "foresight/report": {*HOSTS, *PACK, "foresight.engine", "foresight.hosts"},
+    "foresight/hosts": {*PACK, "folder_paths", "comfy_api", "foresight.report"},
+    "foresight/hosts/comfyui": {"diffusers", "foresight.hosts.diffusers"},
+    "foresight/hosts/diffusers": {"comfy", "server", "foresight.hosts.comfyui"},
+    "models": {"nodes", "tools", "bench", "tests", "support", "foresight", "folder_paths", "comfy_api"},
+    "nodes": {"tools", "bench", "tests", "support"},
 }
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names that a module imports; a relative import of the pack counts as the folder it names."""
-    names = set()
+    """Full names that a module imports, and those of what they belong to."""
+    package, names = path.relative_to(ROOT).parts[:-1], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level == 0 or node.level == 2:
-                names |= {(node.module or "").split(".")[0]} | (
-                    {alias.name for alias in node.names} if not node.module else set()
-                )
-    return names
+            base = (*package[: len(package) - node.level + 1],) if node.level else ()
+            base = ".".join((*base, *(node.module or "").split("."))).strip(".")
+            names |= {f"{base}.{alias.name}".strip(".") for alias in node.names}
+    return {name.rsplit(".", n)[0] for name in names for n in range(name.count(".") + 1)}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_layers_look_down_only(folder):
     for path in (ROOT / folder).rglob("*.py"):
         assert not imported(path) & FORBIDDEN[folder], path
+
+
+def test_the_layers_test_sees_relative_and_absolute_imports():
+    host = ROOT / "foresight" / "hosts" / "comfyui" / "__init__.py"
+    assert {"foresight.engine", "foresight.hosts.families", "comfy", "comfy.model_patcher"} <= imported(host)
 
 
 def test_only_live_py_touches_the_server():
@@ -111,11 +118,12 @@ def archive(tmp_path_factory):
 
 def test_the_archive_has_what_users_need_and_nothing_else(archive):
     folders = {name.split("/")[0] for name in archive if "/" in name}
-    assert folders == {"adapters", "demo", "foresight", "js", "locales", "models", "nodes", "report", "workflows"}
+    assert folders == {"foresight", "js", "locales", "models", "nodes", "workflows"}
     loose = {name for name in archive if "/" not in name and not name.startswith(".")}
     assert loose == {"__init__.py", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
-    assert {"js/foresight.js", "js/foresight.css", "js/docs/ForesightApply.md", "report/schema.json"} <= set(archive)
-    assert {"demo/foresight_demo_wan.safetensors", "workflows/foresight_demo.jpg"} <= set(archive)
+    assert {"js/foresight.js", "js/foresight.css", "js/docs/ForesightApply.md"} <= set(archive)
+    assert "foresight/report/schema.json" in archive
+    assert {"models/demo/foresight_demo_wan.safetensors", "workflows/foresight_demo.jpg"} <= set(archive)
     assert sum(map(len, archive.values())) < 16_000_000
 
 

@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.supported_models
-from foresight_pack.foresight import policy
 
 from bench import forced, gpu, gpu_measure, gpu_table, real_models
+from foresight.engine import policy
 
 CPU = torch.device("cpu")
 HERE = {  # ComfyUI has CogVideoX since 0.20
@@ -126,7 +126,7 @@ def test_forced_run_goes_through_the_engine_and_leaves_it_as_it_was(wan):
 
 
 def test_forced_forecast_goes_through_the_engine_and_leaves_it_as_it_was(wan):
-    from foresight_pack.foresight.forecast import Forecaster
+    from foresight.engine.forecast import Forecaster
 
     found = Forecaster.begin, Forecaster.settle, Forecaster.leave_out
     computed = forced.every(10, 3)
@@ -217,7 +217,7 @@ def test_clock_of_a_gpu_counts_syncs_between_evaluations(monkeypatch):
 
 def test_bench_counts_what_a_cache_adds(wan, monkeypatch):
     """As on a GPU, with a read-back that says when it waits."""
-    from foresight_pack.foresight import Session
+    from foresight.engine import Session
 
     read_back = Session.read_back
 

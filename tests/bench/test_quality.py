@@ -2,16 +2,13 @@
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench import quality, table
 from bench.meter import Meter, blocks_of, live_bytes
-from demo import evaluate, run
+from tools.demo import evaluate, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 HAS_COMFYUI = bool(os.environ.get("COMFYUI_PATH"))
@@ -212,7 +209,8 @@ def test_the_sampling_check_decides_the_same_with_the_same_rows():
     from bench import jobs, sampling_check
 
     jobs.both_hosts("wan")
-    policy = sys.modules["foresight_pack.foresight.policy"]
+    from foresight.engine import policy
+
     # changes of evaluations 1 to 5 for two blocks; lambda = 1 + 0.1 x 1 with W = 3
     changes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 2.0], [1.1, 0.0], [1.2, 0.1]])
     decided = sampling_check.decisions(changes, 3, 1.0, policy)

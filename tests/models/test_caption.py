@@ -1,5 +1,6 @@
 import pytest
-from foresight_pack.models.caption import clean, with_scores
+
+from models.caption import clean, with_scores
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ pytest.importorskip("comfy.ldm.cogvideo", reason="this ComfyUI has no CogVideoX"
 import comfy.sample
 import safetensors.torch
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
-from foresight_pack.adapters import comfyui
-from foresight_pack.models import loading
-from reference_weights import fill, named
-from toy import paper
+
+from foresight.hosts import comfyui
+from models import loading
+from support.reference_weights import fill, named
+from support.toy import paper
 
 KINDS = {"2B": False, "5B": True}  # whether positions are rotary
 # Core's rotary positions are diffusers' at the published size alone; at others diffusers stretches them.

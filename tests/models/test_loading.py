@@ -11,13 +11,14 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.sd
-import reference_weights as ref
 import safetensors.torch
-from foresight_pack.adapters import comfyui
-from foresight_pack.models import loading, open_sora
-from foresight_pack.nodes import loaders, video
-from reference_weights import named
-from toy import paper
+
+from foresight.hosts import comfyui
+from models import loading, open_sora
+from pack.nodes import loaders, video
+from support import reference_weights as ref
+from support.reference_weights import named
+from support.toy import paper
 
 HEADS = {"config": json.dumps({"num_attention_heads": 4, "attention_head_dim": 12})}
 
@@ -231,7 +232,7 @@ def test_other_files_are_named(tmp_path, keys, looks):
 
 
 def test_a_core_models_file_is_named(tmp_path):
-    from comfy_models import wan
+    from support.comfy_models import wan
 
     path = str(tmp_path / "wan.safetensors")
     sd = wan().patcher.model.diffusion_model.state_dict()

@@ -5,10 +5,10 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-import reference_weights as ref
-from foresight_pack.models.latte import LatteDiT
-from foresight_pack.models.open_sora import STDiT3
-from reference_weights import named
+from models.latte import LatteDiT
+from models.open_sora import STDiT3
+from support import reference_weights as ref
+from support.reference_weights import named
 
 
 def test_latte_gives_what_the_reference_gives():

@@ -6,13 +6,13 @@ import torch
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 diffusers = pytest.importorskip("diffusers")
 
-import reference_weights as ref
 import safetensors.torch
-from foresight_pack.models import loading, video_vae
-from foresight_pack.models.open_sora import latent_frames
-from reference_weights import named
 
 import nodes
+from models import loading, video_vae
+from models.open_sora import latent_frames
+from support import reference_weights as ref
+from support.reference_weights import named
 
 LATENT = (1, 4, 6, 4, 5)
 

@@ -7,12 +7,12 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-from foresight_pack.adapters import comfyui
-from foresight_pack.demo import codec, prompt
-from foresight_pack.foresight import ForesightConfig
-from foresight_pack.nodes import ForesightExtension
-from foresight_pack.nodes.apply import ForesightApply
-from foresight_pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from foresight.engine import ForesightConfig
+from foresight.hosts import comfyui
+from models.demo import codec, prompt
+from pack.nodes import ForesightExtension
+from pack.nodes.apply import ForesightApply
+from pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDGETS = [
@@ -117,7 +117,7 @@ def test_latent_preview_factors_show_the_mean_colour():
 
 def test_the_workflow_file_and_the_servers_format_say_the_same():
     ui = json.loads((ROOT / "workflows" / "foresight_demo.json").read_text())
-    api = json.loads((ROOT / "demo" / "foresight_demo.api.json").read_text())
+    api = json.loads((ROOT / "tools" / "foresight_demo.api.json").read_text())
     assert ui["version"] == 0.4
     nodes = {str(node["id"]): node for node in ui["nodes"] if node["type"] != "MarkdownNote"}
     links = {link[0]: [str(link[1]), link[2]] for link in ui["links"]}

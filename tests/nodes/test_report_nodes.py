@@ -1,5 +1,6 @@
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.sample
 import folder_paths
-from foresight_pack.adapters import live, timer
-from foresight_pack.adapters.comfyui import apply_foresight
-from foresight_pack.nodes import ForesightExtension
-from foresight_pack.nodes.apply import ForesightApply
-from foresight_pack.nodes.compare import ForesightCompare
-from foresight_pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
-from foresight_pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
-from toy import paper
+
+from foresight.hosts.comfyui import apply_foresight, live, timer
+from pack.nodes import ForesightExtension
+from pack.nodes.apply import ForesightApply
+from pack.nodes.compare import ForesightCompare
+from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
+from support.toy import paper
 
 FAST = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
@@ -80,11 +81,11 @@ def test_the_report_equals_the_run(model, monkeypatch, tmp_path):
 
 def test_the_report_file_of_a_real_run_fits_the_schema(model, monkeypatch, tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
-    from test_report import SCHEMA
+    schema = json.loads((Path(__file__).parents[2] / "foresight" / "report" / "schema.json").read_text())
 
     patched = apply_foresight(model, FAST, "7")
     execute(ForesightReport, patched, sample(patched, monkeypatch), "r")
-    jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), json.loads(SCHEMA.read_text()))
+    jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), schema)
 
 
 def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model, monkeypatch):

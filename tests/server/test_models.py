@@ -13,10 +13,11 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import av
 import comfy.taesd.taesd
-import reference_weights as ref
 import safetensors.torch
-from foresight_pack.demo import hosts
-from foresight_pack.models.video_vae import TemporalDecoder
+
+from models.video_vae import TemporalDecoder
+from support import reference_weights as ref
+from tools import hosts
 
 # Stands for T5-XXL: the real one has 4.7 billion weights.
 TEXT_ENCODER = '''

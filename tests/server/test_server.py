@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-from foresight_pack.demo import hosts
-from foresight_pack.nodes import ForesightExtension
+from pack.nodes import ForesightExtension
+from tools import hosts
 
 STEPS = 12
 

@@ -1,0 +1,422 @@
+import inspect
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed here")
+
+import diffusers
+import diffusers.hooks
+
+from foresight.hosts import diffusers as adapter
+from foresight.hosts import families
+from foresight.hosts.diffusers import apply_foresight
+from support.toy import paper
+
+NOTHING = paper(threshold=1e-12, warmup_steps=3)
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+STEPS = 12
+
+
+def seeded(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def wan():
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=4,
+        rope_max_seq_len=32,
+    )
+
+
+def cogvideox():
+    return diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=16,
+        num_layers=3,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=8,
+        max_text_seq_length=6,
+        use_rotary_positional_embeddings=True,
+    )
+
+
+def latte():
+    return diffusers.LatteTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        cross_attention_dim=32,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=16,
+        video_length=3,
+        norm_type="ada_norm_single",
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+        norm_elementwise_affine=False,
+    )
+
+
+def hunyuan():
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+        guidance_embeds=True,
+    )
+
+
+def ltx():
+    return diffusers.LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=12,
+        cross_attention_dim=48,
+        num_layers=4,
+        caption_channels=16,
+    )
+
+
+def arguments(name, x, t, text):
+    """The keyword arguments of the stock pipeline's call; `x` (B, 4, 3, 8, 8), `t` a number, `text` (B, 6, 16)."""
+    batch = x.shape[0]
+    timestep = torch.full((batch,), float(t))
+    common = dict(hidden_states=x, timestep=timestep, encoder_hidden_states=text, return_dict=False)
+    if name == "cogvideox":
+        rotary = diffusers.models.embeddings.get_3d_rotary_pos_embed(16, ((0, 0), (4, 4)), (4, 4), 3)
+        return {**common, "hidden_states": x.transpose(1, 2), "image_rotary_emb": rotary}
+    if name == "hunyuan":
+        return {
+            **common,
+            "encoder_attention_mask": torch.ones(batch, 6),
+            "pooled_projections": text[:, 0, :8],
+            "guidance": torch.full((batch,), 6000.0),
+        }
+    if name == "ltx":
+        return {
+            **common,
+            "hidden_states": x.flatten(2).transpose(1, 2),
+            "encoder_attention_mask": torch.ones(batch, 6),
+            "num_frames": 3,
+            "height": 8,
+            "width": 8,
+        }
+    return common
+
+
+MODELS = {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan": hunyuan, "ltx": ltx}
+
+
+@pytest.fixture(scope="module")
+def models():
+    built = {}
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        built[name] = make().eval().requires_grad_(False)
+        g = torch.Generator().manual_seed(1)
+        for p in built[name].parameters():
+            p.data = torch.randn(p.shape, generator=g) * 0.1
+    return built
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+def loop(model, name, *, steps=STEPS, cfg=True, batch=1, seed=0, heun=False, contexts=True, reset=True, fail_at=None):
+    """A denoising loop as the stock pipelines write it: a context per call, hooks reset at the end."""
+    x = seeded((batch, 4, 3, 8, 8), 10 + seed)
+    texts = {"cond": seeded((batch, 6, 16), 1), "uncond": seeded((batch, 6, 16), 2)}
+    calls = 0
+    joined = name in ("cogvideox", "ltx", "latte")  # cond and uncond as one batch
+
+    def velocity(x, t):
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise KeyboardInterrupt
+        if joined:
+            text = torch.cat([texts["uncond"], texts["cond"]]) if cfg else texts["cond"]
+            inputs, context = torch.cat([x, x]) if cfg else x, "cond_uncond"
+            with model.cache_context(context) if contexts and name != "latte" else torch.no_grad():
+                out = model(**arguments(name, inputs, t, text))[0]
+            outs = list(out.chunk(2))[::-1] if cfg else [out]
+        else:
+            outs = []
+            for which in ("cond", "uncond") if cfg else ("cond",):
+                with model.cache_context(which):
+                    outs.append(model(**arguments(name, x, t, texts[which]))[0])
+        v = outs[0] if len(outs) == 1 else outs[1] + 3 * (outs[0] - outs[1])
+        if name == "ltx":
+            v = v.transpose(1, 2)
+        if name == "cogvideox":
+            v = v.transpose(1, 2)
+        return v.reshape(batch, -1, 3, 8, 8)[:, :4]
+
+    grid = torch.linspace(1, 0, steps + 1)
+    with torch.no_grad():
+        for t, s in zip(grid[:-1], grid[1:], strict=True):
+            v = velocity(x, t * 1000)
+            if heun and s > 0:
+                v = (v + velocity(x + (s - t) * v, s * 1000)) / 2
+            x = x + (s - t) * v
+    if reset:
+        model._reset_stateful_cache()
+    return x
+
+
+@pytest.fixture
+def applied(models, name):
+    handles = []
+
+    def apply(config, **options):
+        handles.append(apply_foresight(models[name], config, **options))
+        return handles[-1]
+
+    yield apply
+    for handle in handles:
+        handle.remove()
+    assert not [
+        b
+        for b, _ in families.family_of(models[name], families.DIFFUSERS).stack(models[name])
+        if "forward" in b.__dict__
+    ]
+
+
+@pytest.mark.parametrize("config", [paper(threshold=0), paper(reuse_interval=1), NOTHING])
+@pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)
+def test_off_and_nothing_that_qualifies_are_the_plain_result(models, name, applied, config, run):
+    plain = loop(models[name], name, **run)
+    handle = applied(config)
+    assert torch.equal(loop(models[name], name, **run), plain)
+    stats = handle.stats
+    assert stats.reused == 0 and stats.total == len(stats.evaluations) * stats_streams(name, run) * len(
+        stack(models, name)
+    )
+    handle.remove()
+    assert torch.equal(loop(models[name], name, **run), plain)
+
+
+def stack(models, name):
+    return [block for block, _ in families.family_of(models[name], families.DIFFUSERS).stack(models[name])]
+
+
+def stats_streams(name, run):
+    return 2 if run.get("cfg", True) and name in ("wan", "hunyuan") else 1
+
+
+@pytest.mark.parametrize("interval", [2, 3])
+@pytest.mark.parametrize("kind", ["output", "residual"])
+@pytest.mark.parametrize("run", [{"cfg": False}, {"cfg": False, "batch": 2}], ids=str)
+def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(models, name, applied, kind, interval, run):
+    blocks = stack(models, name)
+    inner, inputs, outputs, handles = [], [], [], []
+
+    def enter(block, args, kwargs):
+        inner.append([0] * len(blocks))
+        outputs.append({})
+        hidden = args[:2] if name == "hunyuan" else args[:1] or [kwargs["hidden_states"]]
+        if name == "cogvideox":
+            hidden = [kwargs["hidden_states"], kwargs["encoder_hidden_states"]]
+        inputs.append([x.clone() for x in hidden])
+
+    def leave(i, out):
+        outputs[-1][i] = [x.clone() for x in (out if isinstance(out, tuple) else (out,))]
+
+    for i, block in enumerate(blocks):
+        for child in block.modules():
+            if child is not block:
+                handles.append(
+                    child.register_forward_pre_hook(lambda *_, i=i: inner[-1].__setitem__(i, inner[-1][i] + 1))
+                )
+        if i == 0:
+            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(lambda b, a, out, i=i: leave(i, out)))
+    handle = applied(paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval))
+    loop(models[name], name, steps=16, **run)
+    for hook in handles:
+        hook.remove()
+    stored, depths = {}, []
+    for e, evaluation in enumerate(handle.stats.evaluations):
+        depth = sum(evaluation.reused) - 1
+        depths.append(depth)
+        assert [count > 0 for count in inner[e]] == [block > depth for block in range(len(blocks))]
+        if depth >= 0:
+            before = stored[depth]
+            expected = outputs[before][depth]
+            if kind == "residual":
+                now, then = inputs[e], inputs[before]
+                if name == "latte" and depth % 2:  # a temporal block has tokens and frames the other way round
+                    now, then = ([x[0].unflatten(0, (-1, 3)).transpose(1, 2).flatten(0, 1)] for x in (now, then))
+                expected = [n + (x - t) for n, x, t in zip(now, expected, then, strict=True)]
+            for got, want in zip(outputs[e][depth], expected, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 if kind == "residual" else 0)
+        stored.update(dict.fromkeys(range(depth + 1, len(blocks)), e))
+    assert max(depths) >= 0
+
+
+def test_two_runs_in_a_row_are_each_as_alone(models, name, applied):
+    handle = applied(MUCH)
+    first = loop(models[name], name, seed=1)
+    stats = handle.stats
+    assert stats.reused
+    assert torch.equal(loop(models[name], name, seed=1), first)
+    assert handle.stats is not stats and handle.stats.reused == stats.reused
+    handle.remove()
+    applied(MUCH)
+    assert torch.equal(loop(models[name], name, seed=1), first)
+
+
+def test_a_loop_that_never_resets_still_starts_a_new_run(models, name, applied):
+    handle = applied(MUCH)
+    first = loop(models[name], name)
+    assert torch.equal(loop(models[name], name, reset=False), first)
+    assert torch.equal(loop(models[name], name, reset=False), first)
+    assert [e.kind for e in handle.stats.evaluations[:4]] == ["warmup"] * 3 + ["full"]
+
+
+def test_an_interrupted_run_leaves_nothing_behind(models, name, applied):
+    plain = loop(models[name], name)
+    handle = applied(MUCH)
+    reused = loop(models[name], name)
+    with pytest.raises(KeyboardInterrupt):
+        loop(models[name], name, fail_at=7)  # between the calls of the model
+    assert torch.equal(loop(models[name], name), reused)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = next(m for m in stack(models, name)[-1].modules() if m is not stack(models, name)[-1])
+    hook = hook.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop(models[name], name)  # inside a block
+    hook.remove()
+    assert not [block for block in stack(models, name) if "forward" in block.__dict__]
+    assert torch.equal(loop(models[name], name), reused)
+    handle.remove()
+    assert torch.equal(loop(models[name], name), plain)
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan"])
+def test_cond_and_uncond_are_streams_of_their_own(models, name, applied):
+    handle = applied(MUCH)
+    loop(models[name], name)
+    assert len(handle.stats.evaluations) == STEPS and handle.stats.total == STEPS * 2 * len(stack(models, name))
+
+
+def test_heun_evaluates_twice_per_step(models, name, applied):
+    handle = applied(MUCH)
+    loop(models[name], name, heun=True)
+    assert len(handle.stats.evaluations) == 2 * STEPS - 1
+
+
+def test_remove_leaves_the_transformer_as_it_was(models, name):
+    model = models[name]
+    before = dict(model.__dict__)
+    handle = apply_foresight(model, MUCH)
+    assert "forward" in model.__dict__
+    handle.remove()
+    handle.remove()
+    assert "forward" not in model.__dict__ and model.forward.__func__ is type(model).forward
+    assert set(model.__dict__) - set(before) <= {"_diffusers_hook"} and not model._diffusers_hook.hooks
+    assert handle.stats is None
+
+
+def test_applying_twice_replaces_the_first(models, name, applied):
+    first, second = applied(MUCH), applied(NOTHING)
+    plain_run = loop(models[name], name)
+    assert first.stats is None and second.stats.reused == 0
+    first.remove()  # no longer there: takes nothing off
+    assert torch.equal(loop(models[name], name), plain_run) and len(second.stats.evaluations) == STEPS
+
+
+@pytest.mark.parametrize("name", ["wan"])
+def test_another_hook_on_the_transformer_stays(models, name, applied):
+    class Count(diffusers.hooks.ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    count = Count()
+    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(models[name])
+    handle = applied(MUCH)
+    registry.register_hook(count, "count")
+    loop(models[name], name)
+    handle.remove()
+    assert count.calls == 2 * STEPS
+    loop(models[name], name)
+    assert count.calls == 4 * STEPS
+    registry.remove_hook("count", recurse=False)
+    models[name].__dict__.pop("forward", None)
+
+
+def test_automatic_warmup(models, name, applied):
+    handle = applied(paper(threshold=2.0))
+    loop(models[name], name, steps=30)
+    kinds = [e.kind for e in handle.stats.evaluations]
+    assert kinds[:5] == ["warmup"] * 5 and kinds[5] == "full"  # 15 % of an even grid of 30 is 4.5
+    handle.remove()
+    handle = applied(paper(threshold=2.0), steps=60)
+    loop(models[name], name, steps=30)
+    assert [e.kind for e in handle.stats.evaluations].index("full") == 9 and handle.stats.steps == 60
+
+
+def test_one_line_per_run(models, name, applied, caplog):
+    applied(MUCH)
+    with caplog.at_level(logging.INFO, logger=adapter.__name__):
+        loop(models[name], name)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == adapter.__name__]
+    assert line.startswith("Foresight reused ")
+
+
+def test_an_unsupported_model_is_refused_by_name():
+    with pytest.raises(families.UnsupportedModel) as error:
+        apply_foresight(torch.nn.Identity())
+    assert "Identity" in str(error.value) and all(family.name in str(error.value) for family in families.DIFFUSERS)
+
+
+@pytest.mark.parametrize("pipeline", ["wan", "hunyuan", "cogvideox", "ltx", "latte"])
+def test_the_stock_pipelines_call_the_transformer_as_the_loop_here_does(pipeline):
+    """What the adapter relies on: the context names, the keyword `timestep`, and the reset at the end."""
+    cls = {
+        "wan": diffusers.WanPipeline,
+        "hunyuan": diffusers.HunyuanVideoPipeline,
+        "cogvideox": diffusers.CogVideoXPipeline,
+        "ltx": diffusers.LTXPipeline,
+        "latte": diffusers.LattePipeline,
+    }[pipeline]
+    source = inspect.getsource(cls.__call__)
+    assert "timestep=" in source and "maybe_free_model_hooks()" in source
+    expected = {"wan": ['"cond"', '"uncond"'], "hunyuan": ['"cond"', '"uncond"'], "latte": []}.get(
+        pipeline, ['"cond_uncond"']
+    )
+    assert all(f"cache_context({context}" in source for context in expected)

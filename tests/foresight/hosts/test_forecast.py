@@ -1,0 +1,302 @@
+"""The method "forecast" in ComfyUI: every situation of `test_situations`, against the method written down once more."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from support.comfy_models import MODELS, sample
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+from test_situations import SITUATIONS, context_windows
+
+from foresight.engine import ForesightConfig, Session, forecast
+from foresight.hosts import comfyui
+from foresight.hosts.comfyui import apply_foresight, live
+
+WRAPPERS = comfy.patcher_extension.WrappersMP
+WARMUP = 3
+NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
+MUCH = ForesightConfig(method="forecast", threshold=2.0)
+
+
+def reach(h):
+    return h / (1 + max(h, 0) / forecast.DAMPING)
+
+
+class Reference:
+    """`Reference(gamma)(patcher)` is a clone whose runs follow the method: every value kept, Python numbers, no engine.
+
+    `computed` counts the computed evaluations of all runs. What must stay the same for a forecast is not looked at.
+    """
+
+    def __init__(self, gamma: float):
+        self.tolerance, self.computed = gamma**2 * forecast.TOLERANCE, 0
+
+    def __call__(self, patcher):
+        patched = patcher.clone()
+        patched.add_wrapper_with_key(WRAPPERS.OUTER_SAMPLE, "reference", self._outer_sample)
+        return patched
+
+    def _outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        self.sigmas = args[3].tolist()
+        self.flow = isinstance(guider.model_patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+        self.seen, self.known, self.rate, self.left_out = 0, [], None, []
+        found = guider.model_options
+        guider.model_options = comfy.model_patcher.create_model_options_clone(found)
+        comfy.patcher_extension.add_wrapper_with_key(
+            WRAPPERS.PREDICT_NOISE, "reference", self._predict_noise, guider.model_options, is_model_options=True
+        )
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            guider.model_options = found
+
+    def _share(self, sigma):
+        return sigma if self.flow else sigma / (1 + sigma)
+
+    def _predict_noise(self, executor, x, timestep, *args, **kwargs):
+        sigma, s, steps = float(timestep.max()), self.sigmas, len(self.sigmas) - 1
+        i = max(k for k in range(steps) if s[k] >= sigma * (1 - 1e-4) or k == 0)
+        u = i + max(0.0, (s[i] - sigma) / (s[i] - s[i + 1]))
+        a = min(s[i + 1] / sigma, 1)
+        newest = self.known[-1][0] if self.known else 0
+        price = (self._share(sigma) - self._share(s[i + 1])) / max(1 - self._share(sigma), 0.005) ** forecast.EARLY
+        cost = self.rate and self.rate * max(u - newest, 0.25) * price
+        spent = sum(c for *_, c in self.left_out)
+        warm = u >= WARMUP - 1e-3 and self.seen >= self.warmup
+        self.seen += 1
+        if (
+            warm
+            and len(self.known) == 2
+            and self.rate is not None
+            and u - newest <= math.ceil(0.16 * steps)
+            and spent + cost <= self.tolerance
+            and u <= steps - max(1, round(0.04 * steps)) - 0.5
+        ):
+            (u0, d0), (u1, d1) = self.known
+            self.left_out.append((u, a, cost))
+            return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
+        self.computed += 1
+        out = given = executor(x, timestep, *args, **kwargs)
+        if self.known and abs(u - self.known[-1][0]) < 1e-3:
+            self.known.pop()
+        elif len(self.known) == 2:
+            (u0, d0), (u1, d1) = self.known
+            slope = (d1 - d0) / (u1 - u0)
+            missed = d1 + slope * reach(u - u1) - out
+            e = ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item()
+            owed = 0
+            for v, b, _ in self.left_out:
+                given_then, better = slope * reach(v - u1), (out - d1) / (u - u1) * (v - u1)
+                owed = b * owed + (1 - b) * (given_then - better)
+            if self.left_out and a:
+                given = out - a / (1 - a) * owed
+            distance = abs(u - u1)
+            jump = self.rate is not None and e > max(forecast.JUMP * self.rate * distance, forecast.ROUNDING)
+            rate = e if jump else e / distance
+            self.known = [] if jump else self.known
+            self.rate = rate if self.rate is None else max(rate, (rate + self.rate) / 2)
+        self.known = [*self.known[-1:], (u, out.clone())]
+        self.left_out = []
+        return given
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: make() for name, make in MODELS.items()}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The RunStats of every run, in order."""
+    seen = []
+    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
+    return seen
+
+
+@pytest.fixture(params=SITUATIONS)
+def case(request, models):
+    workflow, name, warmup, _ = SITUATIONS[request.param]
+    return request.param, workflow, models[name], warmup
+
+
+def kinds(stats, kind):
+    return sum(e.kind == kind for e in stats.evaluations)
+
+
+def test_measuring_changes_nothing(case, runs):
+    _, workflow, model, _ = case
+    plain = workflow(model, lambda patcher: patcher)
+    assert torch.equal(workflow(model, lambda patcher: apply_foresight(patcher, NOTHING)), plain)
+    assert runs and not any(stats.reused for stats in runs)
+
+
+CHANGING = {"conds_with_start_and_end_percent"}  # what the reference does not look at
+
+
+def test_forecasts_are_what_the_method_says(case, runs):
+    name, workflow, model, warmup = case
+    ours = workflow(model, lambda patcher: apply_foresight(patcher, MUCH))
+    reference = Reference(MUCH.threshold)
+    reference.warmup = kinds(runs[0], "warmup")
+    assert warmup in (None, reference.warmup) or runs[0].inactive
+    if name in CHANGING:
+        return
+    expected = workflow(model, reference)
+    assert sum(len(stats.evaluations) - kinds(stats, "reuse") for stats in runs) == reference.computed
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_most_situations_leave_something_out(models, runs):
+    without = []
+    for name, (workflow, model, *_) in SITUATIONS.items():
+        runs.clear()
+        try:
+            workflow(models[model], lambda patcher: apply_foresight(patcher, MUCH))
+        except pytest.skip.Exception:
+            continue
+        if not any(stats.reused for stats in runs):
+            without.append(name)
+    assert set(without) <= {"distilled_4_steps", "sa_solver", "dpmpp_sde", "dpmpp_2s_ancestral", "euler_ancestral"}
+
+
+class Calls:
+    """Counts what the model really computes."""
+
+    def __init__(self, patcher):
+        self.count, self.patcher = 0, patcher.clone()
+        self.patcher.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "count", self._apply_model)
+
+    def _apply_model(self, executor, *args, **kwargs):
+        self.count += 1
+        return executor(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_evaluation_that_is_left_out_calls_no_model(name, models, runs):
+    model = models[name]
+    calls = Calls(model.patcher)
+    sample(model, apply_foresight(calls.patcher, MUCH), steps=20)
+    (stats,) = runs
+    left_out = [e for e in stats.evaluations if e.kind == "reuse"]
+    assert left_out and calls.count == 20 - len(left_out)
+    assert all(not sum(e.computed) and sum(e.reused) == 2 * len(model.stack) for e in left_out)
+    assert stats.total == 20 * 2 * len(model.stack)
+
+
+@pytest.mark.parametrize("off", [{"threshold": 0}, {"reuse_interval": 1}])
+def test_off_is_the_plain_result_and_no_wrapper(off, models, runs):
+    model = models["wan"]
+    patched = apply_foresight(model.patcher, ForesightConfig(**off))
+    assert not [w for w in patched.wrappers.values() if comfyui.KEY in w]
+    assert torch.equal(sample(model, patched), sample(model)) and not runs
+
+
+def test_a_cond_that_begins_in_mid_run_is_never_forecast_across(models, runs):
+    model = models["wan"]
+    early, late = model.text(1, start_percent=0.0, end_percent=0.6), model.text(3, start_percent=0.6, end_percent=1.0)
+    sample(model, apply_foresight(model.patcher, MUCH), positive=early + late, steps=30)
+    (stats,) = runs
+    sigmas = [e.level for e in stats.evaluations]
+    change = model.patcher.get_model_object("model_sampling").percent_to_sigma(0.6)
+    after = next(i for i, sigma in enumerate(sigmas) if sigma < change)
+    assert any(e.kind == "reuse" for e in stats.evaluations[:after])
+    for e in stats.evaluations[after : after + 3]:  # a value, a slope, a measured error
+        assert sum(e.computed) and not sum(e.reused)
+
+
+def test_what_is_active_is_told_apart():
+    class Control:
+        timestep_range, previous_controlnet = (0.8, 0.4), None
+
+    class Keyframes:
+        keyframes = [0, 1]
+
+    class Hook:
+        hook_keyframe = Keyframes
+
+    class Hooks:
+        hooks = [Hook]
+
+    conds = {"positive": [{"uuid": 1, "timestep_start": 0.9, "timestep_end": 0.3, "control": Control}], "negative": []}
+    at = lambda sigma: comfyui._active_conds(conds, sigma)  # noqa: E731
+    assert at(0.7) == at(0.5) and len({at(1.0), at(0.85), at(0.7), at(0.2)}) == 3  # the first and the last: nothing
+    conds["positive"][0]["hooks"] = Hooks
+    assert at(0.7) != at(0.5)
+
+
+def test_two_latents_are_all_that_is_held(models, runs):
+    model = models["wan"]
+    sample(model, apply_foresight(model.patcher, MUCH), batch=2)
+    assert runs[0].peak_bytes == 2 * model.latent(2).numel() * 4
+
+
+def test_an_interrupt_leaves_nothing_behind(models, runs):
+    import comfy.model_management
+
+    model = models["wan"]
+    patched, plain = apply_foresight(model.patcher, MUCH), sample(model)
+
+    def interrupt(step, *_):
+        if step == 6:
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(model, patched, callback=interrupt)
+    assert torch.equal(sample(model), plain)
+    first = sample(model, patched)
+    assert torch.equal(sample(model, patched), first) and not torch.equal(first, plain)
+
+
+def test_moving_context_windows_are_forecast_as_one_video(models, runs):
+    context_windows(models["wan"], lambda patcher: apply_foresight(patcher, MUCH), "standard_uniform")
+    assert len(runs) == 1 and runs[0].inactive is None
+
+
+def test_unknown_models_are_refused_as_with_the_paper_method():
+    class Other(torch.nn.Module):
+        pass
+
+    class Patcher:
+        class model:
+            diffusion_model = Other()
+
+    with pytest.raises(ValueError, match="Foresight does not support .*Other"):
+        apply_foresight(Patcher, MUCH)
+
+
+def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
+    """Nothing but the session's read-back makes numbers out of tensors, in whatever way."""
+    model, reads, inside = models["wan"], [], []
+    read_back = Session.read_back
+
+    def once(self, level):
+        inside.append(1)
+        try:
+            return read_back(self, level)
+        finally:
+            inside.pop()
+
+    def counted(name):
+        found = getattr(torch.Tensor, name)
+
+        def read(self, *args):
+            frame = sys._getframe(1)
+            if "foresight" in frame.f_globals.get("__name__", "") and not inside:
+                reads.append(frame.f_code.co_name)
+            return found(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    monkeypatch.setattr(Session, "read_back", once)
+    for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "nonzero"):
+        counted(name)
+    sample(model, apply_foresight(model.patcher, MUCH), steps=20)
+    assert set(reads) <= {"__init__"}  # the schedule, once a run

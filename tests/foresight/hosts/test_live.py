@@ -1,0 +1,83 @@
+"""The events of a run: every row once, in order, also when many fall into one interval."""
+
+import json
+import time
+
+import pytest
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+from foresight.hosts.comfyui import apply_foresight, live
+from support.comfy_models import MODELS, sample
+from support.toy import paper
+
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+
+
+class Server:
+    def __init__(self):
+        self.messages = []
+
+    def send_sync(self, event, message):
+        assert event == "foresight.run"
+        self.messages.append(json.loads(json.dumps(message)))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = Server()
+    monkeypatch.setattr(live, "_server", lambda: server)
+    live._runs.clear()
+    return server
+
+
+@pytest.mark.parametrize("interval", [0.0, 1e9])
+def test_every_row_arrives_once(server, monkeypatch, interval):
+    monkeypatch.setattr(live, "_INTERVAL", interval)
+    model = MODELS["wan"]()
+    sample(model, apply_foresight(model.patcher, MUCH, "7", "w"))
+    (record,) = live.runs()
+    rows, messages = [], server.messages
+    for message in messages:
+        assert message["first"] == len(rows) and message["node_id"] == "7" and message["workflow_id"] == "w"
+        rows += message["evaluations"]
+    assert rows == record["evaluations"] and len(rows) == 14
+    # at the first evaluation there is no row yet, but the node can say that a run has begun
+    assert len(messages) == (2 if interval else 15)
+    assert [m["done"] for m in messages] == [False] * (len(messages) - 1) + [True]
+    assert messages[-1]["reuse_ratio"] == record["reuse_ratio"] > 0 and record["done"]
+
+
+def test_a_run_without_a_node_sends_nothing_but_is_listed(server):
+    model = MODELS["wan"]()
+    sample(model, apply_foresight(model.patcher, MUCH))
+    assert not server.messages and [run["reused"] > 0 for run in live.runs()] == [True]
+
+
+def test_an_interrupted_run_is_shown_as_far_as_it_came(server):
+    model = MODELS["wan"]()
+
+    def stop(step, *_):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, apply_foresight(model.patcher, MUCH, "7"), callback=stop)
+    (record,) = live.runs()
+    assert record["done"] and 5 <= len(record["evaluations"]) <= 7
+    assert server.messages[-1]["done"]
+
+
+def test_only_the_newest_runs_are_kept(server):
+    model = MODELS["wan"]()
+    patched = apply_foresight(model.patcher, paper(), "7")
+    for _ in range(live._runs.maxlen + 2):
+        sample(model, patched, steps=1)
+    numbers = [run["run"] for run in live.runs()]
+    assert len(numbers) == live._runs.maxlen and numbers == sorted(numbers)
+
+
+def test_the_runs_of_a_server_started_later_have_higher_numbers(server):
+    model = MODELS["wan"]()
+    sample(model, apply_foresight(model.patcher, paper(), "7"), steps=1)
+    assert 0 <= time.time() * 1000 - live.runs()[0]["run"] < 24 * 3600 * 1000

@@ -1,0 +1,182 @@
+"""What a run holds: planned before, within a budget, and given back."""
+
+import gc
+import logging
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.model_management
+
+from foresight.hosts import comfyui, families
+from foresight.hosts.comfyui import apply_foresight, live
+from support.comfy_models import MODELS, sample
+from support.toy import paper
+
+MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: make() for name, make in MODELS.items()}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
+    return seen
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_plan_is_what_is_held_but_for_the_text(models, name, cfg, runs, monkeypatch):
+    asked, model = [], models[name]
+    original = comfy.model_management.load_models_gpu
+
+    def load_models_gpu(*args, **kwargs):
+        asked.append(kwargs["minimum_memory_required"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load_models_gpu)
+    factor = model.patcher.model.memory_usage_factor
+    sample(model, cfg=cfg)
+    sample(model, apply_foresight(model.patcher, MUCH), cfg=cfg)
+    assert model.patcher.model.memory_usage_factor == factor
+    family = families.family_of(model.patcher.model.diffusion_model, families.COMFYUI)
+    _, tokens, width = family.hidden_shape(model.patcher.model.diffusion_model, tuple(model.latent(1).shape))
+    states = (1 + len(model.stack)) * (1 if cfg == 1.0 else 2)  # fp32; exact samples are hidden states too
+    assert asked[1] - asked[0] == pytest.approx(states * tokens * width * 4, rel=1e-3)
+    assert asked[1] - asked[0] <= runs[0].peak_bytes * 1.01
+    text = {"wan": 0, "ltxv": 0, "hunyuan": 6, "cogvideox": 6}[name]
+    assert runs[0].peak_bytes == pytest.approx(states * (tokens + text) * width * 4, rel=0.02)
+
+
+def test_the_plan_is_logged_before_the_first_evaluation(models, caplog):
+    with caplog.at_level(logging.INFO, logger=comfyui.__name__):
+        sample(models["wan"], apply_foresight(models["wan"].patcher, MUCH))
+    first, last = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
+    assert first == "Foresight: at most 5 of 14 steps can be reused, about 0.0 MiB will be held"
+    assert last.startswith("Foresight reused")
+
+
+def test_a_short_device_moves_hidden_states_to_ram_then_ends_reuse(models, runs, monkeypatch):
+    """A stream of this LTX-Video has 48 tokens of 48 floats: 9216 bytes a slot, 4 times that in exact samples."""
+    model, slot = models["ltxv"], 48 * 48 * 4
+    plain = sample(model, tokens=(6, 4))  # two calls, so that one slot at a time is on the device
+    reused = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
+    for free, in_ram, active in ((10 * slot, False, True), (9 * slot, True, True), (9 * slot - 1, False, False)):
+        monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device, after_first, f=free: (f, 2 * slot))
+        out = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
+        assert runs[-1].in_ram == in_ram
+        assert torch.equal(out, reused if active else plain)
+        assert (runs[-1].inactive is None) == active
+    assert "the stored features of 2 streams need" in runs[-1].inactive
+
+
+def test_the_budget_is_what_the_first_evaluation_left_free(models, monkeypatch):
+    """A device with 10 GB free of which 4 GB are in torch's pool, and 1 GB that ComfyUI keeps for others."""
+    seen = []
+    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 10**9)
+    monkeypatch.setattr(
+        comfy.model_management,
+        "get_free_memory",
+        lambda device, torch_free_too=False: (10 * 10**9, 4 * 10**9) if torch_free_too else 64 * 10**9,
+    )
+    run = comfyui._Run(MUCH, models["wan"].patcher, torch.linspace(1, 0, 11))
+    seen = [run._budget(torch.device("cuda"), after_first) for after_first in (False, True)]
+    assert seen == [(5 * 10**9, 32 * 10**9), (5 * 10**9, 32 * 10**9)]
+    limited = comfyui._Run(paper(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
+    assert limited._budget(torch.device("cuda"), True) == (1.5 * 2**30, 32 * 10**9)
+
+
+def tensors():
+    gc.collect()
+    return sum(1 for x in gc.get_objects() if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_20_runs_leave_no_tensor_behind(models, runs, fails):
+    model = models["wan"]
+    patched = apply_foresight(model.patcher, MUCH)
+
+    def stop(step, *_):
+        if fails and step == 6:
+            raise RuntimeError
+
+    def once():
+        try:
+            sample(model, patched, steps=9, callback=stop)
+        except RuntimeError:
+            assert fails
+
+    once()
+    before = tensors()
+    for _ in range(20):
+        once()
+    assert tensors() <= before
+    assert all(stats.reused for stats in runs) and len(runs) == 21
+
+
+def test_weights_of_skipped_blocks_are_not_prefetched(models):
+    """LTX-2 and MiniMax H3 fetch the next block's weights whether or not the block runs; in reuse evaluations not."""
+    from test_families_comfyui import Run
+
+    from support.contract import STEPS
+    from support.tiny_networks import ltx_2, wan
+
+    for make, switches in ((ltx_2, True), (wan, False)):
+        network, seen = make(), []
+        call = network.call
+        network.call = lambda x, options, call=call, seen=seen: (seen.append(options), call(x, options))[1]
+        run = Run(network, MUCH)
+        for step in range(STEPS):
+            run(step, prefetch_dynamic_vbars=True)
+        kinds = [e.kind for e in run.run.end().evaluations]
+        assert [options["prefetch_dynamic_vbars"] for options in seen] == [
+            not (switches and kind == "reuse") for kind in kinds
+        ]
+
+
+def test_two_devices_at_once_share_no_state(runs):
+    """ComfyUI's multi-GPU sampling runs conds in worker threads, each with a model of its own."""
+    multigpu = pytest.importorskip("comfy.multigpu", reason="this ComfyUI samples on one GPU")
+    from test_families_comfyui import Run
+
+    from support.contract import STEPS
+    from support.tiny_networks import wan
+
+    networks = [wan(), wan()]
+    alone = []
+    for network in networks:
+        run = Run(network, MUCH)
+        alone.append([run(step).clone() for step in range(STEPS)])
+        run.run.end()
+
+    shared = Run(networks[0], MUCH)
+    workers = [Run(network) for network in networks]
+    for worker in workers:
+        worker.options = shared.options
+    devices = [torch.device("cpu", i) for i in range(2)]
+    pool = multigpu.MultiGPUThreadPool(devices)
+
+    def work(worker, step):
+        barrier.wait()
+        with torch.inference_mode():
+            return worker.call_model(step)
+
+    barrier = threading.Barrier(2)
+    for step in range(STEPS):
+        shared.run._predict_noise(lambda *_: None, torch.zeros(1), shared.sigmas[step : step + 1])
+        shared.run._calc_cond_batch(lambda: None)
+        for device, worker in zip(devices, workers, strict=True):
+            pool.submit(device, work, worker, step)
+        for device, expected in zip(devices, alone, strict=True):
+            result, error = pool.get_result(device)
+            assert error is None and torch.equal(result, expected[step])
+    pool.shutdown()
+    stats = shared.run.end()
+    assert stats.reused and stats.total == 2 * STEPS * 4

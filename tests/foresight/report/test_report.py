@@ -1,0 +1,130 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foresight.engine.stats import Evaluation, RunStats
+from foresight.report import figures, plot, quality
+from support.toy import paper
+
+SCHEMA = Path(__file__).resolve().parents[3] / "foresight" / "report" / "schema.json"
+
+
+@pytest.fixture
+def videos():
+    g = torch.Generator().manual_seed(3)
+    plain = torch.rand(4, 19, 26, 3, generator=g)
+    return plain, (plain + 0.05 * torch.randn(plain.shape, generator=g)).clamp(0, 1)
+
+
+def test_psnr_and_ssim_are_scikit_images(videos):
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed here")
+    a, b = (video.double().numpy() for video in videos)
+    psnr = [metrics.peak_signal_noise_ratio(x, y, data_range=1) for x, y in zip(a, b, strict=True)]
+    ssim = [metrics.structural_similarity(x, y, channel_axis=-1, data_range=1) for x, y in zip(a, b, strict=True)]
+    assert quality.psnr(*videos).tolist() == pytest.approx(psnr, abs=1e-4)
+    assert quality.ssim(*videos).tolist() == pytest.approx(ssim, abs=1e-4)
+    assert quality.mean_psnr(*videos) == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=1), abs=1e-4)
+
+
+def test_equal_videos(videos):
+    assert quality.psnr(videos[0], videos[0]).tolist() == [float("inf")] * 4
+    assert quality.mean_psnr(videos[0], videos[0]) == float("inf")
+    assert quality.ssim(videos[0], videos[0]).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_videos_that_cannot_be_compared_are_named_with_both_shapes(videos):
+    with pytest.raises(ValueError, match="the plain video has 4 frames of 26x19, the other 3 frames of 26x19"):
+        quality.psnr(videos[0], videos[1][:3])
+    with pytest.raises(ValueError, match="frames of 26x6: SSIM needs 7 pixels each way"):
+        quality.ssim(videos[0][:, :6], videos[1][:, :6])
+
+
+def run(reuse: bool = True, inactive: str | None = None) -> dict:
+    stats = RunStats(paper(), 4, 3, peak_bytes=3 << 20, inactive=inactive)
+    for index, kind in enumerate(("warmup", "full", "reuse")):
+        evaluation = Evaluation(kind, 1.0 - 0.3 * index, 2.0 if kind != "reuse" else 1.0)
+        for block, ratio in enumerate((None, 1.0, 5.0)):
+            evaluation.count(block, reuse and kind == "reuse" and block < 2, 2, ratio if kind == "full" else None)
+        stats.evaluations.append(evaluation)
+    about = dict(run=1, node_id="7", workflow_id=None, prompt_id="p", sampler_id="3", done=True)
+    return {**about, **json.loads(json.dumps(stats.to_dict()))}
+
+
+def test_totals_add_up():
+    sums = figures.totals([run(), run()])
+    assert (sums["reused"], sums["total"], sums["reuse_ratio"]) == (8, 36, 8 / 36)
+    assert sums["estimated_speedup"] == pytest.approx(6 / 5) and sums["seconds"] == 10
+    assert (sums["seconds_full"], sums["seconds_reuse"], sums["peak_bytes"]) == (2, 1, 3 << 20)
+    nothing = figures.totals([])
+    assert nothing["estimated_speedup"] == 1 and nothing["reuse_ratio"] == nothing["total"] == 0
+
+
+def test_the_table_says_what_was_measured():
+    text = figures.table({"run": run(), "off": run(False, "no room")})
+    assert "4 of 18 (22%)" in text and "1.20x" in text and "3.0 MiB" in text and "W 3, gamma 0.5, R 2" in text
+    assert text.endswith("off: inactive: no room")
+
+
+def test_the_report_file_fits_its_schema_and_the_schema_refuses_another():
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    report = json.loads(json.dumps(figures.report_file([run(), run(False)])))
+    jsonschema.validate(report, schema)
+    report["runs"][0]["evaluations"][0]["kind"] = "maybe"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, schema)
+
+
+def test_cells_tell_the_four_kinds_apart():
+    image = plot.cells(run()["evaluations"])
+    assert image.shape == (3, 3, 3)
+    assert (image[:, 0] == plot.WARMUP).all()
+    assert (image[0, 1] == plot.COMPUTED).all() and (image[1, 1] == plot.CLOSE).all()  # not measured; qualifies
+    assert (image[2, 1] == plot.COMPUTED).all()  # five times the limit
+    assert (image[:2, 2] == plot.REUSED).all() and (image[2, 2] == plot.COMPUTED).all()
+
+
+@pytest.fixture(params=["matplotlib", "Pillow"])
+def library(request, monkeypatch):
+    if request.param == "Pillow":
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    else:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed here")
+
+
+def colours(image: np.ndarray) -> set[tuple[int, ...]]:
+    return set(map(tuple, image.reshape(-1, 3).tolist()))
+
+
+def test_the_map_shows_every_colour(library):
+    image = plot.block_map({"one": run(), "two": run(False, "no room")}, "title")
+    assert image.dtype == np.uint8 and image.shape[1] > 600
+    assert {plot.REUSED, plot.COMPUTED, plot.CLOSE, plot.WARMUP} <= colours(image)
+
+
+def test_a_long_reason_stays_in_the_picture(library):
+    short, long = (plot.block_map({"one": run(False, reason)}, "title") for reason in ("no room", "no room, " * 40))
+    assert (short != long).any() and (short[:, -12:] == long[:, -12:]).all()
+
+
+def test_the_map_on_the_node_has_the_same_colours():
+    style = (SCHEMA.parents[2] / "js" / "foresight.css").read_text()
+    for name, colour in {"reused": plot.REUSED, "computed": plot.COMPUTED, "close": plot.CLOSE}.items():
+        assert f"--foresight-{name}: #{bytes(colour).hex()};" in style
+    assert f"--foresight-warmup: #{bytes(plot.WARMUP).hex()};" in style
+
+
+def test_curves_leave_out_what_is_infinite(library):
+    image = plot.curves({"PSNR": {"PSNR": [30.0, float("inf"), 31.0]}, "flat": {"SSIM": [float("inf")] * 3}}, "frame")
+    assert image.dtype == np.uint8 and (27, 108, 168) in colours(image)
+
+
+def test_a_note_has_room_for_its_text():
+    short, long = plot.note("a"), plot.note("a\nlonger line of text")
+    assert long.shape[0] > short.shape[0] and long.shape[1] > short.shape[1]
+    assert (long[:8] == 255).all() and (long[:, -8:] == 255).all() and (long < 128).any()

@@ -1,0 +1,1 @@
+"""`run.py demo`, and the training of the bundled model."""

@@ -1,0 +1,94 @@
+"""Score the demo model and draw its pictures: `python -m tools.demo.evaluate`. Needs diffusers and scipy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.demo import codec, model
+from models.demo.model import FRAMES, HEIGHT, WIDTH
+from models.demo.prompt import embed
+
+from .clips import check, random_prompts
+
+PAIRS, STEPS, CFG = 48, 50, 4.0
+RECORD = Path(__file__).with_name("training.json")
+PICTURES = Path(__file__).resolve().parents[2] / "docs"
+
+
+@torch.no_grad()
+def sample(
+    net: torch.nn.Module, prompts: list[str], seeds: list[int], steps: int = STEPS, cfg: float = CFG
+) -> torch.Tensor:
+    """Euler sampling with CFG, one noise per seed; clips (B, 8, 32, 32, 3)."""
+    shape = (codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    text = torch.cat([embed(prompts), embed([""] * len(prompts))])
+    t = torch.linspace(1, 0, steps + 1)
+    sigmas = model.SHIFT * t / (1 + (model.SHIFT - 1) * t)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        located = torch.cat([x, model.coordinates(x)], dim=1)
+        cond, uncond = net(torch.cat([located, located]), sigma.expand(2 * len(x)) * 1000, text, return_dict=False)[
+            0
+        ].chunk(2)
+        x = x + (sigma_next - sigma) * (uncond + cfg * (cond - uncond))
+    return codec.decode(x)
+
+
+def held_out_pairs() -> list[tuple[str, int]]:
+    """The prompt/seed pairs of the reported score; used for nothing else."""
+    prompts = random_prompts(PAIRS, torch.Generator().manual_seed(987_654))
+    return [(prompt, 5_000_000 + i) for i, prompt in enumerate(prompts)]
+
+
+def evaluate(batch: int = 16) -> float:
+    """Share of the held-out pairs whose clip the checker reads as the prompt says; also writes record and pictures."""
+    net, pairs = model.load_diffusers(), held_out_pairs()
+    clips = []
+    for start in range(0, PAIRS, batch):
+        prompts, seeds = zip(*pairs[start : start + batch], strict=True)
+        clips += list(sample(net, list(prompts), list(seeds)).numpy())
+    right = [check(clip).matches(prompt) for clip, (prompt, _) in zip(clips, pairs, strict=True)]
+    score = sum(right) / PAIRS
+    facts = json.loads(RECORD.read_text())
+    facts.update(checker=score, pairs=PAIRS, sampling_steps=STEPS, cfg=CFG)
+    RECORD.write_text(json.dumps({**facts, "log": facts.pop("log")}, indent=1) + "\n")
+    contact_sheet(clips, [prompt for prompt, _ in pairs], right)
+    loss_curve(facts | json.loads(RECORD.read_text()))
+    return score
+
+
+def contact_sheet(clips: list[np.ndarray], prompts: list[str], right: list[bool], scale: int = 2) -> None:
+    """All clips, one row of frames each, in two columns; the prompts that the checker did not find are marked."""
+    from PIL import Image, ImageDraw
+
+    rows = (len(clips) + 1) // 2
+    width, height, label = FRAMES * WIDTH * scale, HEIGHT * scale, 150
+    sheet = Image.new("RGB", (2 * (width + label), rows * (height + 4)), (24, 26, 30))
+    draw = ImageDraw.Draw(sheet)
+    for i, (clip, prompt, ok) in enumerate(zip(clips, prompts, right, strict=True)):
+        x, y = (i // rows) * (width + label), (i % rows) * (height + 4)
+        draw.multiline_text((x + 6, y + 8), prompt.replace(" ", "\n") + ("" if ok else "  (no)"), fill=(230, 230, 230))
+        strip = (np.concatenate(list(clip), axis=1) * 255).round().astype(np.uint8)
+        sheet.paste(Image.fromarray(strip).resize((width, height), Image.Resampling.NEAREST), (x + label - 50, y))
+    sheet.save(PICTURES / "contact_sheet.png")
+
+
+def loss_curve(facts: dict) -> None:
+    """The running mean of the training loss over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
+    ax.semilogy([entry["step"] for entry in facts["log"]], [entry["loss"] for entry in facts["log"]])
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss (running mean)")
+    fig.savefig(PICTURES / "loss_curve.png", dpi=90)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    print(f"checker: {evaluate():.1%} of {PAIRS} held-out pairs")
