@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from foresight.engine import policy
 from foresight.engine.forecast import Forecaster
+from foresight.engine.prefix import formulas as policy
 
 LADDER = (0.25, 0.5, 0.75, 1.0)  # shares of the blocks, in rising order: inside a chain l* only grows
 LADDER_INTERVAL = len(LADDER) + 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from foresight.engine import ForesightConfig
-from foresight.engine.store import stream_bytes
+from foresight.engine.prefix.slot import stream_bytes
 from foresight.hosts import families
 
 from . import real_models

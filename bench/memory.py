@@ -9,7 +9,7 @@ import math
 import torch
 
 from foresight.engine.config import ForesightConfig
-from foresight.engine.store import stream_bytes
+from foresight.engine.prefix.slot import stream_bytes
 
 # name, video, latent (frames, height, width), patch, text tokens in the hidden state, width, blocks, conds, bytes
 MODELS = [

@@ -2,7 +2,9 @@
 
 import torch
 
-from foresight.engine import ForesightConfig, metric, policy
+from foresight.engine import ForesightConfig
+from foresight.engine.prefix import formulas as policy
+from foresight.engine.prefix import metric
 
 from .meter import blocks_of
 

@@ -4,7 +4,8 @@ Decides which DiT blocks to reuse and keeps what they need. Torch and the standa
 """
 
 from .config import ForesightConfig
-from .session import Call, Session
+from .prefix.call import Call
+from .run import Session
 from .stats import RunStats
 
 __all__ = ["Call", "ForesightConfig", "RunStats", "Session"]

@@ -20,7 +20,7 @@ from collections.abc import Hashable
 
 import torch
 
-from .metric import Tensors
+from .prefix.metric import Tensors
 from .schedule import Step
 
 DAMPING = 8.0  # steps at which a forecast takes half of the slope

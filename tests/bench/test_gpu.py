@@ -12,7 +12,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.supported_models
 
 from bench import forced, gpu, gpu_measure, gpu_table, real_models
-from foresight.engine import policy
+from foresight.engine.prefix import formulas as policy
 
 CPU = torch.device("cpu")
 HERE = {  # ComfyUI has CogVideoX since 0.20

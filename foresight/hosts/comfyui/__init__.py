@@ -14,8 +14,8 @@ import comfy.patcher_extension
 import torch
 
 from ...engine import Call, ForesightConfig, RunStats, Session
+from ...engine.prefix.slot import stream_bytes
 from ...engine.stats import format_bytes
-from ...engine.store import stream_bytes
 from ..families import COMFYUI, Family, Section, Swapped, UnsupportedModel, family_of
 from . import live
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foresight.engine.metric import change, sample_rows, sample_stride
+from foresight.engine.prefix.metric import change, sample_rows, sample_stride
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import torch
 
-from foresight.engine import policy
+from foresight.engine.prefix import formulas as policy
 
 
 def test_lambda_weighs_the_last_three_changes_1_tenth_hundredth():

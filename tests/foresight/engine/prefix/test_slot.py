@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foresight.engine.store import Parking, Slot, Store, _empty, layout_bytes, layout_of
+from foresight.engine.prefix.slot import Parking, Slot, Store, _empty, layout_bytes, layout_of
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

@@ -272,7 +272,7 @@ def test_over_budget_is_said_before_anything_is_stored():
 
 @pytest.mark.parametrize("step", ["refresh", "keep_where"])
 def test_out_of_memory_ends_reuse_and_keeps_the_result(step, monkeypatch):
-    from foresight.engine.store import Store
+    from foresight.engine.prefix.slot import Store
 
     plain, _, _ = run_streams(toy.Drifting(), paper(threshold=0), 8, lambda e: [["a"]])
 
@@ -295,7 +295,7 @@ def test_the_last_evaluation_has_no_time_where_the_host_cannot_say_when_it_ended
 
 
 def test_out_of_memory_while_handing_over_repeats_the_call(monkeypatch):
-    from foresight.engine.store import Slot
+    from foresight.engine.prefix.slot import Slot
 
     def full(*_):
         raise torch.OutOfMemoryError

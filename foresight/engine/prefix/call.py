@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import policy
+from ..stats import Evaluation
+from . import formulas as policy
 from .metric import Tensors
-from .stats import Evaluation
-from .store import Parking, Store, is_out_of_memory, layout_of, stream_bytes
+from .slot import Parking, Store, is_out_of_memory, layout_of, stream_bytes
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..run import Session
 
 
 class Stream:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from . import forecast, policy
-from .call import Call, Stream
+from . import forecast
 from .config import AUTO_WARMUP, AUTO_WARMUP_MIN, ForesightConfig
-from .metric import Tensors
+from .prefix import formulas as policy
+from .prefix.call import Call, Stream
+from .prefix.metric import Tensors
+from .prefix.slot import Parking, is_out_of_memory
 from .schedule import Schedule
 from .stats import Evaluation, RunStats, format_bytes
-from .store import Parking, is_out_of_memory
 
 
 class Session:
