@@ -4,24 +4,25 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..foresight.hosts.comfyui import live
 from .apply import ForesightApply
+from .caption import ForesightVideoCaption
+from .cogvideox import ForesightCogVideoXLoader
 from .compare import ForesightCompare
 from .demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
-from .loaders import (
-    ForesightCogVideoXLoader,
+from .latte import (
+    ForesightEmptyLatteLatent,
+    ForesightLatteConditioning,
     ForesightLatteLoader,
     ForesightLatteVAELoader,
+)
+from .open_sora import (
+    ForesightEmptyOpenSoraLatent,
+    ForesightModelSamplingOpenSora,
+    ForesightOpenSoraConditioning,
     ForesightOpenSoraLoader,
     ForesightOpenSoraVAELoader,
 )
-from .report import ForesightReport, ForesightSpeedup, ForesightTimer
-from .video import (
-    ForesightEmptyLatteLatent,
-    ForesightEmptyOpenSoraLatent,
-    ForesightLatteConditioning,
-    ForesightModelSamplingOpenSora,
-    ForesightOpenSoraConditioning,
-    ForesightVideoCaption,
-)
+from .report import ForesightReport
+from .timing import ForesightSpeedup, ForesightTimer
 
 
 class ForesightExtension(ComfyExtension):

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..foresight.report import plot, quality
 from .apply import CATEGORY
-from .report import image_of
+from .common import image_of
 
 
 class ForesightCompare(io.ComfyNode):

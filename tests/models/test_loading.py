@@ -15,7 +15,9 @@ import safetensors.torch
 
 from foresight.hosts import comfyui
 from models import loading, open_sora
-from pack.nodes import loaders, video
+from pack.nodes import common
+from pack.nodes.latte import ForesightLatteConditioning
+from pack.nodes.open_sora import ForesightModelSamplingOpenSora, ForesightOpenSoraConditioning
 from support import reference_weights as ref
 from support.reference_weights import named
 from support.toy import paper
@@ -86,17 +88,17 @@ def test_30_steps_of_open_sora_are_those_of_its_own_loop(sora):
         z = z + (unguided + cfg * (guided - unguided)) * (now - later)
     want = sora.model.process_latent_out(z)
 
-    (patched,) = outputs(video.ForesightModelSamplingOpenSora.execute(sora, width, height, length))
-    pos, neg = outputs(video.ForesightOpenSoraConditioning.execute(positive, 0.0, 0, 0))
+    (patched,) = outputs(ForesightModelSamplingOpenSora.execute(sora, width, height, length))
+    pos, neg = outputs(ForesightOpenSoraConditioning.execute(positive, 0.0, 0, 0))
     got = sample(patched, noise, pos, neg, cfg, steps)
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
 def test_the_fixtures_loop_through_a_sampler(sora):
     """6 steps; `simple` picks the exact timesteps for 10 and more, so the sigmas are given."""
-    (patched,) = outputs(video.ForesightModelSamplingOpenSora.execute(sora, 48, 48, 17))
+    (patched,) = outputs(ForesightModelSamplingOpenSora.execute(sora, 48, 48, 17))
     pos, neg = outputs(
-        video.ForesightOpenSoraConditioning.execute([[ref.caption()[:1], text("", 9)[0][1]]], 24, 48, 48)
+        ForesightOpenSoraConditioning.execute([[ref.caption()[:1], text("", 9)[0][1]]], 24, 48, 48)
     )
     r = open_sora.flow_shift(48, 48, 17)
     sigmas = torch.tensor([r * t / (1 + (r - 1) * t) for t in (1 - i / 6 for i in range(7))])
@@ -109,7 +111,7 @@ def test_the_fixtures_loop_through_a_sampler(sora):
     "size", [(426, 240, 51, 2.419), (854, 480, 51, 4.843), (1280, 720, 102, 10.27), (512, 512, 1, 1.0)]
 )
 def test_simple_gives_open_soras_own_timesteps(sora, steps, size):
-    (patched,) = outputs(video.ForesightModelSamplingOpenSora.execute(sora, *size[:3]))
+    (patched,) = outputs(ForesightModelSamplingOpenSora.execute(sora, *size[:3]))
     r = open_sora.flow_shift(*size[:3])
     assert r == pytest.approx(size[3], abs=2e-3)
     want = [r * t / (1 + (r - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]
@@ -130,7 +132,7 @@ def test_latte_has_its_linear_betas(latte):
 def test_euler_over_the_references_timesteps_is_ddim(latte):
     """DDIM without noise at t = 900, 800, ... 0, guided by 7.5; the last step goes to no noise at all."""
     noise, steps, cfg = named("lz", 1, 4, 3, 8, 8), 10, 7.5
-    pos, neg = outputs(video.ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
+    pos, neg = outputs(ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
     network, timesteps = ref.latte(), list(range(900, -1, -100))
     alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
     x = noise.clone()
@@ -166,31 +168,31 @@ def _calls(patcher, noise, pos, neg):
 
 def test_both_conds_are_one_call_without_padding(latte, sora):
     noise = named("z", 1, 4, 2, 4, 4)
-    pos, neg = outputs(video.ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
+    pos, neg = outputs(ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
     assert _calls(latte, noise, pos, neg) == [(2, 7)]
     assert _calls(latte, noise, text("prompt", 7), text("empty", 1)) == [(1, 7), (1, 1)]
-    pos, neg = outputs(video.ForesightOpenSoraConditioning.execute(text("prompt", 7), 24, 0, 0))
+    pos, neg = outputs(ForesightOpenSoraConditioning.execute(text("prompt", 7), 24, 0, 0))
     assert _calls(sora, noise, pos, neg) == [(2, 7)]
 
 
 def test_longer_prompts_are_cut_to_what_the_models_know(latte, sora):
     noise = named("z", 1, 4, 1, 4, 4)
-    pos, neg = outputs(video.ForesightLatteConditioning.execute(text("long", 200, 256), text("empty", 1, 256)))
+    pos, neg = outputs(ForesightLatteConditioning.execute(text("long", 200, 256), text("empty", 1, 256)))
     assert _calls(latte, noise, pos, neg) == [(2, 120)]
     assert _calls(latte, noise, text("long", 200, 256), text("long", 200, 256)) == [(2, 120)]
 
 
 def test_conditioning_without_a_mask_is_refused():
     bare = [[named("prompt", 1, 7, 32), {}]]
-    for node in (video.ForesightLatteConditioning, video.ForesightOpenSoraConditioning):
+    for node in (ForesightLatteConditioning, ForesightOpenSoraConditioning):
         with pytest.raises(ValueError, match="positive conditioning says nothing of its padding.*type mochi"):
-            node.execute(bare, text("empty", 1)) if node is video.ForesightLatteConditioning else node.execute(
+            node.execute(bare, text("empty", 1)) if node is ForesightLatteConditioning else node.execute(
                 bare, 24, 0, 0
             )
     with pytest.raises(ValueError, match="has 2 entries"):
-        video.ForesightLatteConditioning.execute(text("a", 3) + text("b", 3), text("empty", 1))
+        ForesightLatteConditioning.execute(text("a", 3) + text("b", 3), text("empty", 1))
     with pytest.raises(ValueError, match="has 4 rows, fewer than the positive's 7"):
-        video.ForesightLatteConditioning.execute(text("a", 7), text("empty", 1, 4))
+        ForesightLatteConditioning.execute(text("a", 7), text("empty", 1, 4))
 
 
 # ---- files
@@ -265,9 +267,9 @@ def test_heads_that_nobody_says_are_refused(files, tmp_path):
 
 
 def test_dtypes_of_the_loader(files):
-    patcher = loading.load_latte(files["latte"], loaders._DTYPES["fp8_e4m3fn"])
+    patcher = loading.load_latte(files["latte"], common._DTYPES["fp8_e4m3fn"])
     assert patcher.model.get_dtype() == torch.float8_e4m3fn
-    pos, neg = outputs(video.ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
+    pos, neg = outputs(ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
     assert torch.isfinite(sample(patcher, named("z", 1, 4, 2, 4, 4), pos, neg, 4.0, 2)).all()
 
 
@@ -276,8 +278,8 @@ def test_dtypes_of_the_loader(files):
 
 def _inputs(name):
     if name == "latte":
-        return outputs(video.ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
-    return outputs(video.ForesightOpenSoraConditioning.execute(text("prompt", 7), 24, 0, 0))
+        return outputs(ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
+    return outputs(ForesightOpenSoraConditioning.execute(text("prompt", 7), 24, 0, 0))
 
 
 @pytest.mark.parametrize("name", ["latte", "open_sora"])

@@ -15,7 +15,8 @@ from pack.nodes import ForesightExtension
 from pack.nodes.apply import ForesightApply
 from pack.nodes.compare import ForesightCompare
 from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
-from pack.nodes.report import ForesightReport, ForesightSpeedup, ForesightTimer
+from pack.nodes.report import ForesightReport
+from pack.nodes.timing import ForesightSpeedup, ForesightTimer
 from support.toy import paper
 
 FAST = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
