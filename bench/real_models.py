@@ -137,7 +137,7 @@ def network(model: RealModel, device: torch.device | str, tiny: bool = False) ->
     if model.kind == "latte":
         config = _ours("latte").LatteConfig(settings)
     elif model.kind == "open_sora":
-        config = _ours("open_sora").OpenSoraConfig(settings)
+        config = _ours("open_sora_config").OpenSoraConfig(settings)
     else:
         name = "CogVideoX_T2V" if model.kind == "cogvideox" else model.kind
         if not hasattr(comfy.supported_models, name):

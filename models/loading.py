@@ -15,7 +15,7 @@ import torch
 
 from . import cogvideox
 from .latte import LatteConfig
-from .open_sora import OpenSoraConfig
+from .open_sora_config import OpenSoraConfig
 from .video_vae import VideoVAE, latte_vae, open_sora_vae
 
 State = dict[str, torch.Tensor]

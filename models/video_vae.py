@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .open_sora import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
+from .open_sora_config import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
 ops = comfy.ops.disable_weight_init
 

@@ -4,7 +4,8 @@ import comfy.model_sampling
 import torch
 from comfy_api.latest import io
 
-from ..models import loading, open_sora
+from ..models import loading, open_sora_config
+from ..models.open_sora import MAX_TEXT_TOKENS
 from .common import _DTYPES, _empty, _file, _model_inputs, _path, _size, _text, _without_mask
 
 CATEGORY = "model/loaders/foresight"
@@ -73,7 +74,7 @@ class ForesightOpenSoraConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive: list, fps: float, width: int, height: int) -> io.NodeOutput:
-        rows = _text(positive, "positive", open_sora.MAX_TEXT_TOKENS)
+        rows = _text(positive, "positive", MAX_TEXT_TOKENS)
         video = {"fps": fps, "video_width": width, "video_height": height}
         return io.NodeOutput(
             _without_mask(positive, rows, **video),
@@ -106,7 +107,7 @@ class ForesightModelSamplingOpenSora(io.ComfyNode):
             pass
 
         sampling = ModelSamplingOpenSora(model.model.model_config)
-        open_sora.set_flow_shift(sampling, open_sora.flow_shift(width, height, length))
+        open_sora_config.set_flow_shift(sampling, open_sora_config.flow_shift(width, height, length))
         patched = model.clone()
         patched.add_object_patch("model_sampling", sampling)
         return io.NodeOutput(patched)
@@ -137,4 +138,4 @@ class ForesightEmptyOpenSoraLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, width: int, height: int, length: int, batch_size: int) -> io.NodeOutput:
-        return _empty(batch_size, open_sora.latent_frames(length), width, height)
+        return _empty(batch_size, open_sora_config.latent_frames(length), width, height)

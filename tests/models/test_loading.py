@@ -14,7 +14,8 @@ import comfy.sd
 import safetensors.torch
 
 from foresight.hosts import comfyui
-from models import loading, open_sora
+from models import loading
+from models.open_sora_config import flow_shift
 from pack.nodes import common
 from pack.nodes.latte import ForesightLatteConditioning
 from pack.nodes.open_sora import ForesightModelSamplingOpenSora, ForesightOpenSoraConditioning
@@ -100,7 +101,7 @@ def test_the_fixtures_loop_through_a_sampler(sora):
     pos, neg = outputs(
         ForesightOpenSoraConditioning.execute([[ref.caption()[:1], text("", 9)[0][1]]], 24, 48, 48)
     )
-    r = open_sora.flow_shift(48, 48, 17)
+    r = flow_shift(48, 48, 17)
     sigmas = torch.tensor([r * t / (1 + (r - 1) * t) for t in (1 - i / 6 for i in range(7))])
     got = sample(patched, named("sz", 1, 4, 5, 6, 6), pos, neg, 7.0, 6, sigmas=sigmas)
     ref.assert_agrees(sora.model.process_latent_in(got), "rflow")
@@ -112,7 +113,7 @@ def test_the_fixtures_loop_through_a_sampler(sora):
 )
 def test_simple_gives_open_soras_own_timesteps(sora, steps, size):
     (patched,) = outputs(ForesightModelSamplingOpenSora.execute(sora, *size[:3]))
-    r = open_sora.flow_shift(*size[:3])
+    r = flow_shift(*size[:3])
     assert r == pytest.approx(size[3], abs=2e-3)
     want = [r * t / (1 + (r - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]
     sampling = patched.get_model_object("model_sampling")

@@ -10,7 +10,7 @@ import safetensors.torch
 
 import nodes
 from models import loading, video_vae
-from models.open_sora import latent_frames
+from models.open_sora_config import latent_frames
 from support import reference_weights as ref
 from support.reference_weights import named
 
