@@ -1,162 +1,22 @@
 """What is measured of one model: single evaluations, plain and with each cache, and whole runs."""
 
 import gc
-import math
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from foresight.engine import ForesightConfig
-from foresight.engine.prefix.slot import stream_bytes
-from foresight.hosts import families
 
 from . import real_models
-from .forced import LADDER_INTERVAL, Clock, Forced, ForcedForecast, all_blocks, depth_of, every, ladder, scaled
+from .forced import LADDER_INTERVAL, all_blocks, depth_of, every, ladder, scaled
+from .gpu_bench import Bench, Sampled
 
 WARMUP = 2  # evaluations before reuse where only single evaluations are timed; lambda needs a change
 SCHEDULES = ("n1r2", "recorded", "n2r3")
 FORECASTS = {"forecast3": 3, "forecast4": 4}  # one evaluation of so many is computed
-
-
-@dataclass
-class Sampled:
-    """One sampler run.
-
-    Attributes:
-        seconds: Of every evaluation but the last.
-        wall: Seconds of the whole call of ComfyUI's sampler.
-        peak_bytes: Most memory that tensors took on the GPU, None elsewhere.
-        stats: `RunStats.to_dict()`, None without Foresight.
-        finite: Whether the result is: the time of a NaN is not that of a number.
-        clock: The clock that timed it.
-    """
-
-    seconds: list[float]
-    wall: float
-    peak_bytes: int | None
-    stats: dict | None
-    finite: bool
-    clock: Clock
-
-    def median(self, first: int) -> float:
-        """Of the evaluations from `first` on."""
-        return statistics.median(self.seconds[first:])
-
-    def by(self, label, first: int) -> dict:
-        """Seconds by label(evaluation of `stats`), from `first` on."""
-        groups: dict = {}
-        for evaluation, seconds in list(zip(self.stats["evaluations"], self.seconds, strict=False))[first:]:
-            groups.setdefault(label(evaluation), []).append(seconds)
-        return groups
-
-
-class Bench:
-    """One model with random weights on one device, and ComfyUI's sampler around it.
-
-    Raises:
-        NotThere: this ComfyUI does not have the model.
-    """
-
-    def __init__(self, model: real_models.RealModel, device: torch.device, tiny: bool):
-        import comfy.patcher_extension
-        import comfy.sample
-
-        self._sample = comfy.sample.sample
-        self._wrapper = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
-        from foresight.hosts import comfyui  # once ComfyUI can be imported
-
-        self._adapter = comfyui
-        self.model, self.device, self.patcher = model, device, real_models.build(model, device, tiny)
-        self._latent = real_models.empty_latent(model, tiny)
-        self._noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(0))
-        self._texts = [real_models.conditioning(model, seed) for seed in (1, 2)]
-        self.conds = 1 if math.isclose(model.cfg, 1.0) else 2
-        diffusion_model = self.patcher.model.diffusion_model
-        self._stack = families.family_of(diffusion_model, families.COMFYUI).stack(diffusion_model)
-        self.blocks = len(self._stack)
-
-    def sample(self, steps: int, patcher=None, syncs: bool = False) -> Sampled:
-        """Sample `steps` steps of euler, one evaluation each."""
-        clock = Clock(self.device, syncs)
-        timed = (patcher or self.patcher).clone()
-        timed.add_wrapper_with_key(self._wrapper, "foresight_bench", clock)
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        begin = time.perf_counter()
-        with clock, torch.inference_mode():
-            out = self._sample(
-                *(timed, self._noise, steps, self.model.cfg, "euler", "simple", *self._texts, self._latent),
-                disable_pbar=True,
-                seed=0,
-            )
-        wall = time.perf_counter() - begin
-        peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
-        runs = self._adapter.runs_on(timed)
-        finite = bool(torch.isfinite(out).all())
-        return Sampled(clock.seconds(), wall, peak, runs[-1] if runs else None, finite, clock)
-
-    def forced(self, depths: Sequence[int], warmup: int, interval: int, syncs: bool = False) -> Sampled:
-        """Sample with Foresight reusing up to block `depths[e]` in evaluation `e`.
-
-        Raises:
-            RuntimeError: the engine did something else.
-        """
-        settings = ForesightConfig(method="paper", threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
-        counter = Clock(torch.device("cpu"))  # only counts
-        patcher = self._adapter.apply_foresight(self.patcher, settings)
-        patcher.add_wrapper_with_key(self._wrapper, "foresight_bench_count", counter)
-        with Forced(depths, lambda: counter.evaluation):
-            run = self.sample(len(depths), patcher, syncs)
-        reached = [depth_of(evaluation) for evaluation in run.stats["evaluations"]]
-        if reached != list(depths):
-            why = run.stats["inactive"] or "no reason given"
-            raise RuntimeError(f"Foresight reused up to blocks {reached}, {list(depths)} was asked for ({why})")
-        return run
-
-    def forecast(self, computed: Sequence[bool], syncs: bool = False) -> Sampled:
-        """Sample with the method "forecast", which computes evaluation `e` where `computed[e]`.
-
-        Raises:
-            RuntimeError: the engine did something else.
-        """
-        settings = ForesightConfig(method="forecast", threshold=1.0)
-        with ForcedForecast(computed):
-            run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
-        did = [bool(sum(evaluation["computed"])) for evaluation in run.stats["evaluations"]]
-        if did != list(computed):
-            why = run.stats["inactive"] or "no reason given"
-            raise RuntimeError(f"Foresight computed {did}, {list(computed)} was asked for ({why})")
-        return run
-
-    def easycache(self):
-        """The model with ComfyUI core's EasyCache, active from the first evaluation, which never leaves one out."""
-        from comfy_extras.nodes_easycache import EasyCacheNode
-
-        return EasyCacheNode.execute(self.patcher, 0.0, 0.0, 1.0, False).args[0]
-
-    def first_look(self) -> tuple[int, int, float]:
-        """Warm up; bytes of the hidden states of all streams, of the samples that are kept of them, seconds of one."""
-        block, section = self._stack[0]
-        seen: list[tuple] = []
-
-        def look(_, args: tuple, kwargs: dict) -> None:
-            seen.append(tuple((x.shape, x.dtype) for x in section.read(args, kwargs)))
-
-        handle = block.register_forward_pre_hook(look, with_kwargs=True)
-        try:
-            seconds = self.sample(3).median(1)
-        finally:
-            handle.remove()
-        calls = len(seen) // 3  # in an evaluation
-        together = self.conds // calls  # streams in a call
-        layout = tuple((torch.Size((shape[0] // together, *shape[1:])), dtype) for shape, dtype in seen[-1])
-        sizes = stream_bytes(layout, self.blocks, ForesightConfig().sample_rows)
-        return self.conds * sizes[0], self.conds * sizes[1], seconds
 
 
 def stage_evaluations(repeats: int) -> int:

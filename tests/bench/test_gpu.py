@@ -11,7 +11,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.supported_models
 
-from bench import forced, gpu, gpu_measure, gpu_table, real_models
+from bench import forced, gpu, gpu_bench, gpu_measure, gpu_table, real_models
 from foresight.engine.prefix import formulas as policy
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def wan():
-    return gpu_measure.Bench(real_models.MODELS["wan-1.3b"], CPU, tiny=True)
+    return gpu_bench.Bench(real_models.MODELS["wan-1.3b"], CPU, tiny=True)
 
 
 @pytest.fixture(scope="module")
