@@ -1,0 +1,193 @@
+// The live map's view: tabs of runs, the map of blocks by evaluations, and its figures.
+import { findNode, runsOf } from "./runs.js";
+
+const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
+
+const seconds = (value) => (value == null ? "?" : `${value.toPrecision(value < 100 ? 3 : 4)} s`);
+const bytes = (count) => (count >= 2 ** 29 ? `${(count / 2 ** 30).toFixed(2)} GiB` : `${(count / 2 ** 20).toFixed(1)} MiB`);
+const percent = (share) => `${Math.round(share * 100)} %`;
+
+export function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.append(...children);
+  return made;
+}
+
+/** What a cell shows: reused share 0..1, nearness to reuse 0..1, and the words for it. */
+function cellOf(evaluation, block) {
+  const reused = evaluation.reused[block] ?? 0;
+  const calls = reused + (evaluation.computed[block] ?? 0);
+  if (!calls) return null;
+  const ratio = evaluation.ratio[block];
+  // a ratio of 1 qualifies, 3 is far off; report/plot.py shades alike
+  const near = ratio == null || evaluation.kind === "warmup" ? 0 : Math.min(1, Math.max(0, (3 - ratio) / 2));
+  let words = reused === calls ? "reused" : reused ? `reused in ${reused} of ${calls} calls` : "computed";
+  if (evaluation.kind === "warmup") words = "computed (warmup)";
+  else if (ratio != null) words += `, ${ratio.toPrecision(2)} of the limit`;
+  return { share: reused / calls, near, warmup: evaluation.kind === "warmup", words };
+}
+
+export class MapView {
+  constructor(node) {
+    this.node = node;
+    this.chosen = null; // number of the run whose tab was clicked
+    this.cursor = null; // [block, evaluation]
+    this.tabs = element("div", "foresight-tabs");
+    this.tabs.setAttribute("role", "tablist");
+    this.canvas = element("canvas", "");
+    this.canvas.tabIndex = 0;
+    this.canvas.setAttribute("role", "img");
+    this.figures = element("div", "foresight-figures");
+    this.readout = element("div", "foresight-readout");
+    this.readout.setAttribute("aria-live", "polite");
+    this.legend = element("div", "foresight-legend");
+    for (const [name, label] of Object.entries(LEGEND)) {
+      const entry = element("span", "", label);
+      entry.style.setProperty("--colour", `var(--foresight-${name})`);
+      this.legend.append(entry);
+    }
+    this.empty = element("div", "foresight-empty", "Which blocks are reused shows here while the sampler runs.");
+    this.root = element("div", "foresight-map", this.empty);
+    this.canvas.addEventListener("pointermove", (event) => this.point(event));
+    this.canvas.addEventListener("pointerleave", () => this.moveTo(null));
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
+    new ResizeObserver(() => this.draw()).observe(this.canvas);
+  }
+
+  refresh() {
+    this.runs = runsOf(this.node);
+    if (!this.runs.length) {
+      this.root.replaceChildren(this.empty);
+      return;
+    }
+    const newest = this.runs.at(-1);
+    const chosen = this.runs.find((r) => r.run === this.chosen);
+    if (!chosen) this.chosen = null;
+    this.run = chosen ?? newest;
+    if (this.root.firstChild === this.empty) {
+      this.root.replaceChildren(this.tabs, this.canvas, this.figures, this.readout, this.legend);
+    }
+    this.showTabs();
+    this.showFigures();
+    this.draw();
+  }
+
+  showTabs() {
+    const titles = this.runs.map((r) => findNode(r.sampler_id)?.title ?? `sampler ${r.sampler_id ?? "?"}`);
+    const labels = titles.map((title, i) => (titles.indexOf(title) === titles.lastIndexOf(title) ? title : `${title} ${i + 1}`));
+    const wanted = this.runs.length > 1 ? labels : [];
+    while (this.tabs.childElementCount > wanted.length) this.tabs.lastChild.remove();
+    while (this.tabs.childElementCount < wanted.length) {
+      const tab = element("button", "");
+      tab.type = "button";
+      tab.setAttribute("role", "tab");
+      const index = this.tabs.childElementCount;
+      tab.addEventListener("click", () => {
+        this.chosen = this.runs[index].run;
+        this.cursor = null;
+        this.refresh();
+      });
+      this.tabs.append(tab);
+    }
+    wanted.forEach((label, i) => {
+      const tab = this.tabs.children[i];
+      if (tab.textContent !== label) tab.textContent = label;
+      tab.setAttribute("aria-selected", String(this.runs[i] === this.run));
+    });
+  }
+
+  get columns() {
+    const count = this.run.evaluations.length;
+    return this.run.done ? count : Math.max(count, this.run.steps ?? 0);
+  }
+
+  get blocks() {
+    return Math.max(1, ...this.run.evaluations.map((e) => e.computed.length));
+  }
+
+  showFigures() {
+    const run = this.run;
+    const known = run.evaluations.length;
+    const parts = [`evaluation ${known} of ${this.columns}`, `${percent(run.reuse_ratio)} reused`];
+    if (run.estimated_speedup != null && run.reused) parts.push(`${run.estimated_speedup.toFixed(2)}x (estimated)`);
+    const head = element("strong", "", parts.join(" · "));
+    const lines = [head];
+    if (run.seconds_full != null) {
+      const reuse = run.seconds_reuse == null ? "" : `, ${seconds(run.seconds_reuse)} with reuse`;
+      const held = run.peak_bytes ? ` · ${bytes(run.peak_bytes)} held${run.in_ram ? ", partly in RAM" : ""}` : "";
+      lines.push(`\n${seconds(run.seconds_full)} per full evaluation${reuse}${held}`);
+    }
+    if (run.inactive) lines.push(`\ninactive: ${run.inactive}`);
+    this.figures.replaceChildren(...lines);
+    this.canvas.setAttribute(
+      "aria-label",
+      `Map of ${this.blocks} blocks by ${known} evaluations, ${percent(run.reuse_ratio)} reused. Arrow keys read cells.`,
+    );
+    this.read();
+  }
+
+  draw() {
+    if (!this.run || !this.canvas.clientWidth) return;
+    const scale = 2 * (globalThis.devicePixelRatio || 1); // sharp when the graph is zoomed in
+    const [width, height] = [this.canvas.clientWidth * scale, this.canvas.clientHeight * scale].map(Math.round);
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
+    const context = this.canvas.getContext("2d");
+    const style = getComputedStyle(this.root);
+    const colour = (name) => style.getPropertyValue(`--foresight-${name}`).trim();
+    context.clearRect(0, 0, width, height);
+    const [w, h] = [width / this.columns, height / this.blocks];
+    const gap = Math.min(scale, w / 4, h / 4);
+    const fill = (block, index, name, alpha) => {
+      context.globalAlpha = alpha;
+      context.fillStyle = colour(name);
+      context.fillRect(index * w, height - (block + 1) * h, w - gap, h - gap);
+    };
+    this.run.evaluations.forEach((evaluation, index) => {
+      for (let block = 0; block < evaluation.computed.length; block++) {
+        const cell = cellOf(evaluation, block);
+        if (!cell) continue;
+        fill(block, index, cell.warmup ? "warmup" : "computed", 1);
+        if (cell.near) fill(block, index, "close", cell.near);
+        if (cell.share) fill(block, index, "reused", cell.share);
+      }
+    });
+    context.globalAlpha = 1;
+    if (this.cursor) {
+      const [block, index] = this.cursor;
+      context.lineWidth = 1.5 * scale;
+      context.strokeStyle = colour("cursor");
+      context.strokeRect(index * w, height - (block + 1) * h, w - gap, h - gap);
+    }
+  }
+
+  point(event) {
+    const box = this.canvas.getBoundingClientRect(); // scaled with the graph's zoom, as the pointer is
+    const index = Math.floor(((event.clientX - box.left) / box.width) * this.columns);
+    const block = Math.floor((1 - (event.clientY - box.top) / box.height) * this.blocks);
+    this.moveTo([block, index]);
+  }
+
+  key(event) {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // the graph moves its selected nodes with the same keys
+    this.moveTo(this.cursor ? [this.cursor[0] + step[0], this.cursor[1] + step[1]] : [0, 0]);
+  }
+
+  moveTo(cell) {
+    const last = [this.blocks - 1, this.run.evaluations.length - 1];
+    this.cursor = cell && cell.map((value, i) => Math.min(last[i], Math.max(0, value)));
+    this.read();
+    this.draw();
+  }
+
+  read() {
+    const [block, index] = this.cursor ?? [];
+    const evaluation = this.run.evaluations[index];
+    const cell = evaluation && cellOf(evaluation, block);
+    const text = cell ? `block ${block}, evaluation ${index}: ${cell.words}` : "";
+    if (this.readout.textContent !== text) this.readout.textContent = text;
+  }
+}

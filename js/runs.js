@@ -1,0 +1,59 @@
+// The records of sampler runs: what the server told of them, and which node each belongs to.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const KEPT = 64; // runs, of all workflows
+
+const runs = new Map(); // run number -> record as of GET /foresight/runs
+let ready = false; // before the first graph, even asking for it is an error
+
+/** Say that there is a graph to ask for from now on. */
+export function graphIsThere() {
+  ready = true;
+}
+
+export const rootGraph = () => (ready ? (app.rootGraph ?? app.graph) : undefined);
+
+/** The node of an execution id, "7", or "3:7" for node 7 in the subgraph of node 3; undefined where there is none. */
+export function findNode(id) {
+  let graph = rootGraph();
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.nodes?.find((n) => String(n.id) === part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+export const isHere = (record) => record.workflow_id != null && record.workflow_id === rootGraph()?.id;
+
+/** The newest prompt's runs for a node, by run number. */
+export function runsOf(node) {
+  const mine = [...runs.values()].filter((r) => isHere(r) && r.node_id != null && findNode(r.node_id) === node);
+  mine.sort((a, b) => a.run - b.run);
+  return mine.filter((r) => r.prompt_id === mine.at(-1).prompt_id);
+}
+
+function keep(record) {
+  runs.set(record.run, record);
+  if (runs.size > KEPT) runs.delete(Math.min(...runs.keys()));
+}
+
+/** Merge one event: its rows replace what is known from `first` on. False when rows before them are missing. */
+export function merge(message) {
+  const known = runs.get(message.run)?.evaluations ?? [];
+  const complete = message.first <= known.length;
+  keep({ ...message, evaluations: [...known.slice(0, message.first), ...message.evaluations] });
+  return complete;
+}
+
+/** Fetch all records that the server has. False when it does not answer. */
+export async function fetchRuns() {
+  const response = await api.fetchApi("/foresight/runs");
+  if (!response.ok) return false;
+  for (const record of await response.json()) {
+    const known = runs.get(record.run)?.evaluations.length ?? 0; // events may have overtaken the answer
+    if (record.evaluations.length >= known) keep(record);
+  }
+  return true;
+}
