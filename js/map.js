@@ -20,7 +20,7 @@ function cellOf(evaluation, block) {
   const calls = reused + (evaluation.computed[block] ?? 0);
   if (!calls) return null;
   const ratio = evaluation.ratio[block];
-  // a ratio of 1 qualifies, 3 is far off; report/plot.py shades alike
+  // a ratio of 1 qualifies, 3 is far off; foresight/report/plot.py shades alike
   const near = ratio == null || evaluation.kind === "warmup" ? 0 : Math.min(1, Math.max(0, (3 - ratio) / 2));
   let words = reused === calls ? "reused" : reused ? `reused in ${reused} of ${calls} calls` : "computed";
   if (evaluation.kind === "warmup") words = "computed (warmup)";

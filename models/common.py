@@ -1,4 +1,4 @@
-"""What the two networks share: embeddings of numbers, patches, modulation."""
+"""What the networks share: embeddings of numbers, patches, modulation, texts without padding."""
 
 import math
 
@@ -43,6 +43,12 @@ def unpatchify(x: torch.Tensor, frames: int, height: int, width: int, patch: int
     """Tokens (B, T*h*w, patch*patch*C), channels last within a patch, to (B, C, T, h*patch, w*patch)."""
     x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (frames, height, width))
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def without_padding(text: torch.Tensor, mask: torch.Tensor | None, limit: int) -> torch.Tensor:
+    """The rows (B, n, C) of a text (B, L, C) up to the last token that `mask` marks, at most `limit`; no mask: all."""
+    valid = text.shape[1] if mask is None else int(mask.sum(-1).max())
+    return text[:, : min(valid, limit)]
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

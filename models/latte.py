@@ -258,10 +258,9 @@ class Latte(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         """The text without its padding, cut to what Latte was trained with."""
         out = super().extra_conds(**kwargs)
-        context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        if context is not None:
-            valid = context.shape[1] if mask is None else int(mask.sum(-1).max())
-            out["c_crossattn"] = comfy.conds.CONDRegular(context[:, : min(valid, MAX_TEXT_TOKENS)])
+        text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        if text is not None:
+            out["c_crossattn"] = comfy.conds.CONDRegular(common.without_padding(text, mask, MAX_TEXT_TOKENS))
         return out
 
 

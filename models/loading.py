@@ -55,13 +55,16 @@ def looks_like(state_dict: State) -> str | None:
     )
 
 
-def _check(state_dict: State, wanted: str, path: str) -> None:
-    if LOADERS[wanted][0] in state_dict:
-        return
+def _wrong_file(path: str, wanted: str, state_dict: State) -> WrongFile:
     found = looks_like(state_dict)
-    raise WrongFile(
+    return WrongFile(
         f"{path} is not {wanted}. " + (f"It looks like {found}." if found else "No known model has its keys.")
     )
+
+
+def _check(state_dict: State, wanted: str, path: str) -> None:
+    if LOADERS[wanted][0] not in state_dict:
+        raise _wrong_file(path, wanted, state_dict)
 
 
 def _layers(state_dict: State, prefix: str) -> int:
@@ -223,7 +226,7 @@ def load_latte_vae(path: str) -> VideoVAE:
             return latte_vae(state_dict)
     except RuntimeError:
         pass  # core found no VAE in it
-    raise _wrong_vae(path, "a Stable Diffusion 1 VAE or Latte's temporal decoder", state_dict)
+    raise _wrong_file(path, "a Stable Diffusion 1 VAE or Latte's temporal decoder", state_dict)
 
 
 def load_open_sora_vae(path: str) -> VideoVAE:
@@ -236,11 +239,4 @@ def load_open_sora_vae(path: str) -> VideoVAE:
     try:
         return open_sora_vae(state_dict)
     except ValueError:
-        raise _wrong_vae(path, "the Open-Sora 1.2 VAE", state_dict) from None
-
-
-def _wrong_vae(path: str, wanted: str, state_dict: State) -> WrongFile:
-    found = looks_like(state_dict)
-    return WrongFile(
-        f"{path} is not {wanted}. " + (f"It looks like {found}." if found else "No known model has its keys.")
-    )
+        raise _wrong_file(path, "the Open-Sora 1.2 VAE", state_dict) from None

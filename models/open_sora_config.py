@@ -9,6 +9,7 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 
+from . import common
 from .open_sora import MAX_TEXT_TOKENS, STDiT3
 
 FRAMES_PER_CHUNK, LATENTS_PER_CHUNK = 17, 5  # of the video VAE
@@ -60,10 +61,9 @@ class OpenSora(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         """The text without its padding, whether it stands for the null caption, and the size of the video."""
         out = super().extra_conds(**kwargs)
-        context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        if context is not None:
-            valid = context.shape[1] if mask is None else int(mask.sum(-1).max())
-            out["c_crossattn"] = comfy.conds.CONDRegular(context[:, : min(valid, MAX_TEXT_TOKENS)])
+        text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        if text is not None:
+            out["c_crossattn"] = comfy.conds.CONDRegular(common.without_padding(text, mask, MAX_TEXT_TOKENS))
         null = torch.full((1,), float(kwargs.get("null_caption", False)))
         out["null_caption"] = comfy.conds.CONDRegular(null)
         # not core's `width` and `height`: for a video those hold other dimensions of the latent

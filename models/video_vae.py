@@ -12,6 +12,8 @@ from torch import nn
 
 from .open_sora_config import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
+log = logging.getLogger(__name__)
+
 ops = comfy.ops.disable_weight_init
 
 IMAGE_SCALE = 0.18215  # of Stable Diffusion 1's latent, which both image decoders share
@@ -259,7 +261,7 @@ def open_sora_vae(state_dict: State) -> VideoVAE:
     temporal = TemporalDecoder(**config)
     wanted = temporal.state_dict().keys()
     temporal.load_state_dict({key: value for key, value in found.items() if key in wanted})  # without its encoder
-    logging.debug("Open-Sora VAE: %d tensors of the encoder are left out", len(found) - len(wanted))
+    log.debug("Open-Sora VAE: %d tensors of the encoder are left out", len(found) - len(wanted))
     return VideoVAE(
         image,
         lambda model: OpenSoraDecoder(temporal, model),
