@@ -5,8 +5,7 @@ from comfy_api.latest import io
 from ..foresight.engine import ForesightConfig
 from ..foresight.engine.config import AUTO_WARMUP, AUTO_WARMUP_MIN
 from ..foresight.hosts.comfyui import apply_foresight
-
-CATEGORY = "model/patch/foresight"
+from .common import CATEGORY
 
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Int, "warmup_steps", False,

@@ -3,8 +3,7 @@
 from comfy_api.latest import io
 
 from ..models import caption
-
-CATEGORY = "model/conditioning/foresight"
+from .common import CONDITIONING_CATEGORY
 
 
 class ForesightVideoCaption(io.ComfyNode):
@@ -13,7 +12,7 @@ class ForesightVideoCaption(io.ComfyNode):
         return io.Schema(
             node_id="ForesightVideoCaption",
             display_name="Video Caption",
-            category=CATEGORY,
+            category=CONDITIONING_CATEGORY,
             description="A prompt as Latte and Open-Sora were trained on: lower case, no addresses or markup, and for "
             "Open-Sora the scores that its captions end in.",
             search_aliases=["open-sora prompt", "aesthetic score", "motion score", "camera motion"],

@@ -3,9 +3,7 @@
 from comfy_api.latest import io
 
 from ..models import loading
-from .common import _DTYPES, _model_inputs, _path
-
-CATEGORY = "model/loaders/foresight"
+from .common import LOADERS_CATEGORY, load_model, model_inputs
 
 
 class ForesightCogVideoXLoader(io.ComfyNode):
@@ -14,14 +12,14 @@ class ForesightCogVideoXLoader(io.ComfyNode):
         return io.Schema(
             node_id="ForesightCogVideoXLoader",
             display_name="Load CogVideoX",
-            category=CATEGORY,
+            category=LOADERS_CATEGORY,
             description="CogVideoX as published (diffusers layout, in one file or in parts) as an ordinary MODEL for "
             "KSampler. ComfyUI has the network but knows other names of its tensors.",
             search_aliases=["cogvideo", "cogvideox", "text to video"],
-            inputs=_model_inputs("transformer/*.safetensors of a CogVideoX (the first one of several)"),
+            inputs=model_inputs("transformer/*.safetensors of a CogVideoX (the first one of several)"),
             outputs=[io.Model.Output(tooltip="For KSampler and Foresight.")],
         )
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(loading.load_cogvideox(_path("diffusion_models", unet_name), _DTYPES[weight_dtype]))
+        return load_model(loading.load_cogvideox, unet_name, weight_dtype)

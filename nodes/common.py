@@ -1,11 +1,22 @@
-"""What several rooms of the nodes share: inputs, empty latents, texts, and plots as images."""
+"""What several rooms of the nodes share: categories, inputs, loading, empty latents, texts, and plots as images."""
+
+from collections.abc import Callable
 
 import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-_DTYPES = {  # as in core's Load Diffusion Model
+from ..models.common import without_padding
+
+CATEGORY = "model/patch/foresight"
+DEMO_CATEGORY = "model/patch/foresight/demo"
+LOADERS_CATEGORY = "model/loaders/foresight"
+CONDITIONING_CATEGORY = "model/conditioning/foresight"
+SAMPLING_CATEGORY = "model/sampling/foresight"
+LATENT_CATEGORY = "model/latent/foresight"
+
+DTYPES = {  # as in core's Load Diffusion Model
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
@@ -23,16 +34,39 @@ def samplers_of(hidden) -> set[str] | None:
     return set(hidden.prompt) if hidden.prompt else None
 
 
-def _file(name: str, folder: str, tooltip: str) -> io.Combo.Input:
+def size_input(name: str, default: int, low: int, high: int, step: int, tooltip: str) -> io.Int.Input:
+    """Width, height, length or number of videos."""
+    return io.Int.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip)
+
+
+def empty_latent(
+    batch_size: int, frames: int, width: int, height: int, channels: int = 4, factor: int = 8
+) -> io.NodeOutput:
+    """A latent of zeros.
+
+    Args:
+        frames: Of the latent.
+        width: Pixels.
+        height: Pixels.
+        channels: Of the latent.
+        factor: Pixels to a position of the latent, either way.
+    """
+    shape = (batch_size, channels, frames, height // factor, width // factor)
+    return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})
+
+
+def file_input(name: str, folder: str, tooltip: str) -> io.Combo.Input:
+    """A file of one of ComfyUI's model folders."""
     return io.Combo.Input(name, options=folder_paths.get_filename_list(folder), tooltip=tooltip)
 
 
-def _model_inputs(file: str) -> list:
+def model_inputs(file: str) -> list[io.Input]:
+    """The file of a video model, and the dtype of its weights."""
     return [
-        _file("unet_name", "diffusion_models", f"{file}, in models/diffusion_models."),
+        file_input("unet_name", "diffusion_models", f"{file}, in models/diffusion_models."),
         io.Combo.Input(
             "weight_dtype",
-            options=list(_DTYPES),
+            options=list(DTYPES),
             default="default",
             advanced=True,
             tooltip="How weights are kept in memory. default = what the card computes in; fp8 takes half of that.",
@@ -40,20 +74,18 @@ def _model_inputs(file: str) -> list:
     ]
 
 
-def _path(folder: str, name: str) -> str:
-    return folder_paths.get_full_path_or_raise(folder, name)
+def load_model(load: Callable, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+    """What `load`, a function of `models.loading`, makes of the values of `model_inputs`."""
+    path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+    return io.NodeOutput(load(path, DTYPES[weight_dtype]))
 
 
-def _size(name: str, default: int, low: int, high: int, step: int, tooltip: str) -> io.Int.Input:
-    return io.Int.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip)
+def load_vae(load: Callable, vae_name: str) -> io.NodeOutput:
+    """What `load`, a function of `models.loading`, makes of a file in models/vae."""
+    return io.NodeOutput(load(folder_paths.get_full_path_or_raise("vae", vae_name)))
 
 
-def _empty(batch_size: int, frames: int, width: int, height: int) -> io.NodeOutput:
-    device = comfy.model_management.intermediate_device()
-    return io.NodeOutput({"samples": torch.zeros((batch_size, 4, frames, height // 8, width // 8), device=device)})
-
-
-def _text(cond: list, what: str, limit: int) -> torch.Tensor:
+def text_rows(cond: list, what: str, limit: int) -> torch.Tensor:
     """The rows of the tokens of a text, (B, n, C), without padding.
 
     Raises:
@@ -68,8 +100,9 @@ def _text(cond: list, what: str, limit: int) -> torch.Tensor:
         raise ValueError(
             f"the {what} conditioning says nothing of its padding: encode it with T5-XXL from Load CLIP, type mochi"
         )
-    return rows[:, : min(limit, int(extra["attention_mask"].sum(-1).max()))]
+    return without_padding(rows, extra["attention_mask"], limit)
 
 
-def _without_mask(cond: list, rows: torch.Tensor, **more) -> list:
+def without_mask(cond: list, rows: torch.Tensor, **more) -> list:
+    """A conditioning with these rows for its text, all of them tokens, and `more` beside it."""
     return [[rows, {**{key: value for key, value in cond[0][1].items() if key != "attention_mask"}, **more}]]

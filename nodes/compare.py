@@ -4,8 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..foresight.report import plot, quality
-from .apply import CATEGORY
-from .common import image_of
+from .common import CATEGORY, image_of
 
 
 class ForesightCompare(io.ComfyNode):

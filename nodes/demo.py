@@ -2,14 +2,12 @@
 
 import comfy.model_management
 import comfy.model_patcher
-import torch
 from comfy_api.latest import io
 
 from ..models.demo import codec, prompt
 from ..models.demo.comfy import DemoVAE, build
 from ..models.demo.model import FRAMES, HEIGHT, WIDTH
-
-CATEGORY = "model/patch/foresight/demo"
+from .common import DEMO_CATEGORY, empty_latent, size_input
 
 
 class ForesightDemoModel(io.ComfyNode):
@@ -18,7 +16,7 @@ class ForesightDemoModel(io.ComfyNode):
         return io.Schema(
             node_id="ForesightDemoModel",
             display_name="Foresight Demo Model",
-            category=CATEGORY,
+            category=DEMO_CATEGORY,
             description="A tiny text-to-video model (Wan 2.1 architecture, 3 M parameters) that comes with the pack. "
             "It draws a coloured object that moves, 8 frames of 32x32, in seconds on a CPU.",
             search_aliases=["demo", "tiny video model", "text to video without download"],
@@ -45,7 +43,7 @@ class ForesightDemoPrompt(io.ComfyNode):
         return io.Schema(
             node_id="ForesightDemoPrompt",
             display_name="Foresight Demo Prompt",
-            category=CATEGORY,
+            category=DEMO_CATEGORY,
             description="Words for the demo model. It knows "
             + ", ".join(prompt.VOCABULARY)
             + ". Leave a kind of word out for any; an empty prompt is the negative.",
@@ -76,25 +74,21 @@ class ForesightDemoPrompt(io.ComfyNode):
 class ForesightDemoLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        def size(name: str, default: int, low: int, high: int, step: int, tooltip: str):
-            return io.Int.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip)
-
         return io.Schema(
             node_id="ForesightDemoLatent",
             display_name="Foresight Demo Latent",
-            category=CATEGORY,
+            category=DEMO_CATEGORY,
             description="An empty latent for the demo model, which was trained on 8 frames of 32x32.",
             search_aliases=["demo latent"],
             inputs=[
-                size("width", WIDTH, 16, 64, 4, "Pixels."),
-                size("height", HEIGHT, 16, 64, 4, "Pixels."),
-                size("length", FRAMES, 1, 32, 1, "Frames."),
-                size("batch_size", 1, 1, 64, 1, "Videos."),
+                size_input("width", WIDTH, 16, 64, 4, "Pixels."),
+                size_input("height", HEIGHT, 16, 64, 4, "Pixels."),
+                size_input("length", FRAMES, 1, 32, 1, "Frames."),
+                size_input("batch_size", 1, 1, 64, 1, "Videos."),
             ],
             outputs=[io.Latent.Output(tooltip="For the sampler.")],
         )
 
     @classmethod
     def execute(cls, width: int, height: int, length: int, batch_size: int) -> io.NodeOutput:
-        shape = (batch_size, codec.CHANNELS, length, height // codec.FACTOR, width // codec.FACTOR)
-        return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})
+        return empty_latent(batch_size, length, width, height, codec.CHANNELS, codec.FACTOR)

@@ -8,12 +8,23 @@ from comfy_api.latest import io, ui
 
 from ..foresight.hosts.comfyui import runs_on
 from ..foresight.report import figures, plot
-from .apply import CATEGORY
-from .common import image_of, samplers_of
+from .common import CATEGORY, image_of, samplers_of
 
 _NOTHING = (
     "Foresight did not run on this model: it is bypassed, off (threshold 0 or reuse_interval 1), or on another line."
 )
+
+_OUTPUTS = [  # saved workflows store links by position: only ever append
+    (io.Latent, None, None, "The latent, unchanged."),
+    (io.Image, "map", None, "Blocks x evaluations: computed, reused, and how close a computed one was."),
+    (io.String, "text", None, "The figures as a table."),
+    (io.Float, "speedup", "estimated speed-up",
+     "From the measured times of evaluations with and without reuse; 1 = none."),
+    (io.Float, "reuse_ratio", "reuse ratio", "Reused share of all block calls."),
+    (io.Float, "seconds_full", "seconds full", "Measured median of an evaluation without reuse."),
+    (io.Float, "seconds_reuse", "seconds reuse", "Measured median of an evaluation with reuse; 0 = none."),
+    (io.Float, "memory_gb", "memory GiB", "Most memory that stored features held."),
+]  # fmt: skip
 
 
 class ForesightReport(io.ComfyNode):
@@ -39,30 +50,8 @@ class ForesightReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(tooltip="The latent, unchanged."),
-                io.Image.Output(
-                    "map", tooltip="Blocks x evaluations: computed, reused, and how close a computed one was."
-                ),
-                io.String.Output("text", tooltip="The figures as a table."),
-                io.Float.Output(
-                    "speedup",
-                    display_name="estimated speed-up",
-                    tooltip="From the measured times of evaluations with and without reuse; 1 = none.",
-                ),
-                io.Float.Output("reuse_ratio", display_name="reuse ratio", tooltip="Reused share of all block calls."),
-                io.Float.Output(
-                    "seconds_full",
-                    display_name="seconds full",
-                    tooltip="Measured median of an evaluation without reuse.",
-                ),
-                io.Float.Output(
-                    "seconds_reuse",
-                    display_name="seconds reuse",
-                    tooltip="Measured median of an evaluation with reuse; 0 = none.",
-                ),
-                io.Float.Output(
-                    "memory_gb", display_name="memory GiB", tooltip="Most memory that stored features held."
-                ),
+                kind.Output(name, display_name=display_name, tooltip=tooltip)
+                for kind, name, display_name, tooltip in _OUTPUTS
             ],
             hidden=[io.Hidden.prompt],
         )

@@ -3,8 +3,7 @@
 from comfy_api.latest import io
 
 from ..foresight.hosts.comfyui.timer import apply_timer, seconds_on
-from .apply import CATEGORY
-from .common import samplers_of
+from .common import CATEGORY, samplers_of
 
 
 class ForesightTimer(io.ComfyNode):

@@ -268,7 +268,7 @@ def test_heads_that_nobody_says_are_refused(files, tmp_path):
 
 
 def test_dtypes_of_the_loader(files):
-    patcher = loading.load_latte(files["latte"], common._DTYPES["fp8_e4m3fn"])
+    patcher = loading.load_latte(files["latte"], common.DTYPES["fp8_e4m3fn"])
     assert patcher.model.get_dtype() == torch.float8_e4m3fn
     pos, neg = outputs(ForesightLatteConditioning.execute(text("prompt", 7), text("empty", 1)))
     assert torch.isfinite(sample(patcher, named("z", 1, 4, 2, 4, 4), pos, neg, 4.0, 2)).all()
