@@ -1,9 +1,10 @@
-"""What the networks share: embeddings of numbers, patches, modulation, texts without padding."""
+"""What the networks share: their stacks, embeddings of numbers, patches, modulation, texts without padding."""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def sinusoid(values: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +70,11 @@ def whole_video(x: torch.Tensor, batch: int, temporal: bool) -> torch.Tensor:
     """Back from `per_position` (temporal) or `per_frame` to (B, T*S, C)."""
     x = x.unflatten(0, (batch, -1))
     return (x.transpose(1, 2) if temporal else x).flatten(1, 2)
+
+
+def stacks(block: type[nn.Module], depth: int, config: tuple, operations, **factory) -> tuple[nn.ModuleList, ...]:
+    """`depth` spatial and as many temporal blocks, each `block(*config, temporal, operations, **factory)`."""
+    return tuple(
+        nn.ModuleList(block(*config, temporal, operations, **factory) for _ in range(depth))
+        for temporal in (False, True)
+    )

@@ -14,6 +14,11 @@ from torch import nn
 from . import common
 
 MAX_TEXT_TOKENS = 120
+_EXPECTED = {  # of a config; other values stand for another architecture
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+}
 
 
 class _Attention(nn.Module):
@@ -30,13 +35,17 @@ class _Attention(nn.Module):
         return self.to_out[0](optimized_attention(q, k, v, self._heads, transformer_options=transformer_options))
 
 
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 class _GELU(nn.Module):
     def __init__(self, channels: int, hidden: int, operations, **factory):
         super().__init__()
         self.proj = operations.Linear(channels, hidden, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return _gelu(self.proj(x))
 
 
 class _FeedForward(nn.Module):
@@ -163,12 +172,7 @@ class LatteDiT(nn.Module):
         operations=comfy.ops.disable_weight_init,
     ):
         super().__init__()
-        expected = {
-            "activation_fn": "gelu-approximate",
-            "norm_type": "ada_norm_single",
-            "norm_elementwise_affine": False,
-        }
-        for name, value in expected.items():
+        for name, value in _EXPECTED.items():
             if locals()[name] != value:
                 raise ValueError(f"{name}={locals()[name]!r}: Latte-1 has {value!r}, this is another architecture")
         factory = {"dtype": dtype, "device": device}
@@ -177,14 +181,10 @@ class LatteDiT(nn.Module):
         self._in_channels, self._base_size = in_channels, sample_size // patch_size
         self.pos_embed = _PatchEmbed(in_channels, channels, patch_size, operations, **factory)
         self.adaln_single = _Timestep(channels, operations, **factory)
-        gelu = nn.GELU(approximate="tanh")
-        self.caption_projection = _TwoLayers(caption_channels, channels, gelu, operations, **factory)
-
-        def blocks(temporal: bool) -> nn.ModuleList:
-            config = (channels, cross_attention_dim, num_attention_heads, attention_bias, norm_eps, temporal)
-            return nn.ModuleList(LatteBlock(*config, operations, **factory) for _ in range(num_layers))
-
-        self.transformer_blocks, self.temporal_transformer_blocks = blocks(False), blocks(True)
+        self.caption_projection = _TwoLayers(caption_channels, channels, _gelu, operations, **factory)
+        config = (channels, cross_attention_dim, num_attention_heads, attention_bias, norm_eps)
+        stacks = common.stacks(LatteBlock, num_layers, config, operations, **factory)
+        self.transformer_blocks, self.temporal_transformer_blocks = stacks
         self.norm_out = operations.LayerNorm(channels, elementwise_affine=False, eps=1e-6, **factory)
         self.scale_shift_table = nn.Parameter(torch.empty(2, channels, **factory))
         self.proj_out = operations.Linear(channels, patch_size * patch_size * out_channels, **factory)

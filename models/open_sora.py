@@ -187,25 +187,17 @@ class STDiT3(nn.Module):
         operations=comfy.ops.disable_weight_init,
     ):
         super().__init__()
-        if skip_y_embedder:
-            raise ValueError("skip_y_embedder=True: Open-Sora 1.2 has a caption embedder, this is another architecture")
-        if patch_size[0] != 1 or patch_size[1] != patch_size[2]:
-            raise ValueError(f"patch_size={tuple(patch_size)}: must be (1, n, n), as Open-Sora 1.2's (1, 2, 2)")
+        _refuse_others(skip_y_embedder, patch_size)
         factory = {"dtype": dtype, "device": device}
         self.dtype, self.channels, self.patch_size = dtype, hidden_size, patch_size[1]
         self._in_channels, self._input_sq_size = in_channels, input_sq_size
         out_channels = in_channels * (2 if pred_sigma else 1)
         self.x_embedder = _PatchEmbed(in_channels, hidden_size, patch_size, operations, **factory)
-        self.t_embedder = _NumberEmbed(hidden_size, operations, **factory)
-        self.fps_embedder = _NumberEmbed(hidden_size, operations, **factory)
+        self.t_embedder, self.fps_embedder = (_NumberEmbed(hidden_size, operations, **factory) for _ in range(2))
         self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(hidden_size, 6 * hidden_size, **factory))
         self.y_embedder = _CaptionEmbed(caption_channels, hidden_size, model_max_length, operations, **factory)
-
-        def blocks(temporal: bool) -> nn.ModuleList:
-            config = (hidden_size, num_heads, mlp_ratio, qk_norm, temporal)
-            return nn.ModuleList(STDiT3Block(*config, operations, **factory) for _ in range(depth))
-
-        self.spatial_blocks, self.temporal_blocks = blocks(False), blocks(True)
+        config = (hidden_size, num_heads, mlp_ratio, qk_norm)
+        self.spatial_blocks, self.temporal_blocks = common.stacks(STDiT3Block, depth, config, operations, **factory)
         self.final_layer = _FinalLayer(hidden_size, self.patch_size**2 * out_channels, operations, **factory)
 
     def forward(
@@ -275,6 +267,13 @@ class STDiT3(nn.Module):
         y = torch.arange(rows, device=device) / scale * (base_size / rows)
         x = torch.arange(columns, device=device) / scale * (base_size / columns)
         return common.grid_embedding(y, x, self.channels)
+
+
+def _refuse_others(skip_y_embedder: bool, patch_size: tuple[int, int, int]) -> None:
+    if skip_y_embedder:
+        raise ValueError("skip_y_embedder=True: Open-Sora 1.2 has a caption embedder, this is another architecture")
+    if patch_size[0] != 1 or patch_size[1] != patch_size[2]:
+        raise ValueError(f"patch_size={tuple(patch_size)}: must be (1, n, n), as Open-Sora 1.2's (1, 2, 2)")
 
 
 def _number(value, default: float) -> float:
