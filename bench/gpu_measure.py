@@ -51,21 +51,9 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
     plain = statistics.median(before.seconds[1:] + after.seconds[1:])
     row["plain"] = {"seconds": plain, "drift": after.median(1) / before.median(1) - 1}
     row["finite"] = after.finite and rungs.finite
-    kinds = {kind: statistics.median(times) for kind, times in idle.by(lambda e: e["kind"], WARMUP).items()}
-    row["idle"] = {
-        "full_seconds": kinds["full"],
-        "reuse_seconds": kinds["reuse"],
-        "overhead": (kinds["full"] + kinds["reuse"]) / 2 / plain - 1,
-    }
+    row["idle"] = idling(idle, plain)
     row["easycache"] = {"seconds": easycache.median(2), "overhead": easycache.median(2) / plain - 1}
-    skipped = leaving.by(lambda e: bool(sum(e["computed"])), 3)[False]
-    row["forecast"] = {
-        "idle_seconds": waiting.median(3),
-        "overhead": waiting.median(3) / plain - 1,
-        "left_out_seconds": statistics.median(skipped),
-        "left_out_of_plain": statistics.median(skipped) / plain,
-        "held_bytes": waiting.stats["peak_bytes"],
-    }
+    row["forecast"] = left_out(waiting, leaving, plain)
     row["by_depth"] = [
         {"blocks": depth + 1, "seconds": statistics.median(times), "of_plain": statistics.median(times) / plain}
         for depth, times in sorted(rungs.by(depth_of, WARMUP).items())
@@ -74,6 +62,34 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
     if after.peak_bytes is not None:
         row["memory"] |= memory(after.peak_bytes, max(idle.peak_bytes, rungs.peak_bytes), hidden, samples)
     row["syncs"] = syncs(bench) if bench.device.type == "cuda" else None
+
+
+def idling(run: Sampled, plain: float) -> dict:
+    """What the method "paper" costs in a run that reused nothing; `plain` is the seconds of a plain evaluation."""
+    kinds = {kind: statistics.median(times) for kind, times in run.by(lambda e: e["kind"], WARMUP).items()}
+    return {
+        "full_seconds": kinds["full"],
+        "reuse_seconds": kinds["reuse"],
+        "overhead": (kinds["full"] + kinds["reuse"]) / 2 / plain - 1,
+    }
+
+
+def left_out(waiting: Sampled, leaving: Sampled, plain: float) -> dict:
+    """What the method "forecast" costs where it computes, and where it leaves evaluations out.
+
+    Args:
+        waiting: A run that computed everything.
+        leaving: A run that left out every other evaluation.
+        plain: Seconds of a plain evaluation.
+    """
+    idle, skipped = waiting.median(3), statistics.median(leaving.by(lambda e: bool(sum(e["computed"])), 3)[False])
+    return {
+        "idle_seconds": idle,
+        "overhead": idle / plain - 1,
+        "left_out_seconds": skipped,
+        "left_out_of_plain": skipped / plain,
+        "held_bytes": waiting.stats["peak_bytes"],
+    }
 
 
 def memory(plain: int, foresight: int, hidden: int, samples: int) -> dict:
