@@ -1,17 +1,28 @@
-"""The method "forecast" in diffusers, in the loop of `test_diffusers`."""
+"""The method "forecast" in diffusers, in the loop of `diffusers_models`."""
 
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
-from test_diffusers import MODELS, arguments, loop, models, seeded, stack  # noqa: F401  (`models` is a fixture)
-
 from foresight.engine import ForesightConfig
 from foresight.hosts.diffusers import apply_foresight
+from support.diffusers_models import MODELS, arguments, loop, seeded, stack
 
 NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
 MUCH = ForesightConfig(method="forecast", threshold=2.0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    built = {}
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        built[name] = make().eval().requires_grad_(False)
+        g = torch.Generator().manual_seed(1)
+        for p in built[name].parameters():
+            p.data = torch.randn(p.shape, generator=g) * 0.1
+    return built
 
 
 @pytest.fixture(params=MODELS)
@@ -20,7 +31,7 @@ def name(request):
 
 
 @pytest.fixture
-def applied(models, name):  # noqa: F811
+def applied(models, name):
     handles = []
 
     def apply(config, **options):
@@ -33,14 +44,14 @@ def applied(models, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)
-def test_measuring_changes_nothing(models, name, applied, run):  # noqa: F811
+def test_measuring_changes_nothing(models, name, applied, run):
     plain = loop(models[name], name, **run)
     handle = applied(NOTHING)
     assert torch.equal(loop(models[name], name, **run), plain)
     assert handle.stats.reused == 0 and handle.stats.total and handle.stats.peak_bytes
 
 
-def test_what_is_left_out_calls_no_block_and_what_is_computed_calls_all(models, name, applied):  # noqa: F811
+def test_what_is_left_out_calls_no_block_and_what_is_computed_calls_all(models, name, applied):
     calls = [0]
 
     def count(*_):
@@ -58,7 +69,7 @@ def test_what_is_left_out_calls_no_block_and_what_is_computed_calls_all(models, 
     assert all(sum(e.computed) for e in evaluations[-2:]) and torch.isfinite(out).all()
 
 
-def test_two_runs_in_a_row_and_one_after_an_interrupt_are_each_as_alone(models, name, applied):  # noqa: F811
+def test_two_runs_in_a_row_and_one_after_an_interrupt_are_each_as_alone(models, name, applied):
     plain = loop(models[name], name)
     handle = applied(MUCH, steps=12)
     first = loop(models[name], name)
@@ -71,7 +82,7 @@ def test_two_runs_in_a_row_and_one_after_an_interrupt_are_each_as_alone(models, 
 
 
 @pytest.mark.parametrize("return_dict", [False, True])
-def test_a_forecast_has_the_form_of_the_result(models, name, applied, return_dict):  # noqa: F811
+def test_a_forecast_has_the_form_of_the_result(models, name, applied, return_dict):
     applied(MUCH, steps=60)
     kinds = set()
     with torch.no_grad():

@@ -1,22 +1,18 @@
 """Every family in ComfyUI on a tiny random instance, called as its sampling code nests the calls."""
 
 import importlib
-import types
 
 import pytest
-import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-import comfy.patcher_extension
 import comfyui_version
 
-from foresight.hosts import comfyui, families
+from foresight.hosts import families
 from support import contract
-from support.tiny_networks import NETWORKS
+from support.comfy_networks import NETWORKS
+from support.comfy_run import Run
 from support.toy import paper
-
-WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda make: make.__name__)
@@ -25,46 +21,6 @@ def network(request):
         return request.param()
     except ImportError as error:
         pytest.skip(f"this ComfyUI has no {request.param.__name__}: {error}")
-
-
-class Run:
-    """A run at CFG 1 with the wrappers of one `_Run`, or with none."""
-
-    def __init__(self, network, config=None):
-        self.network, self.run = network, None
-        self.options = {"transformer_options": {}}
-        self.sigmas = torch.linspace(1, 0, contract.STEPS + 1)
-        if config is not None:
-            model_sampling = types.SimpleNamespace(percent_to_sigma=lambda percent: 1 - percent)
-            patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling)
-            self.run = comfyui._Run(config, patcher, self.sigmas)
-            self.options = self.run.install(self.options)
-
-    def _wrapped(self, kind, function, owner, *args):
-        wrappers = comfy.patcher_extension.get_all_wrappers(kind, self.options, is_model_options=True)
-        return comfy.patcher_extension.WrapperExecutor.new_class_executor(function, owner, wrappers).execute(*args)
-
-    def __call__(self, step, **extra):
-        """One evaluation, as CFGGuider, BaseModel and the network nest their calls."""
-
-        def predict_noise(x, timestep):
-            return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
-
-        x = contract.latent_at(self.network.latent, step)
-        with torch.inference_mode():
-            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, None, x, self.sigmas[step : step + 1])
-
-    def call_model(self, step, **extra):
-        """The one call of the model in that evaluation."""
-        x, sigma = contract.latent_at(self.network.latent, step), self.sigmas[step : step + 1]
-        base_model = types.SimpleNamespace(diffusion_model=self.network.model)
-        options = {**self.options["transformer_options"], "cond_or_uncond": [0], "uuids": ["one"]}
-        options = {**options, "sigmas": sigma, "sample_sigmas": self.sigmas, **extra}
-
-        def apply_model(x, t, c_concat, c_crossattn, control, transformer_options):
-            return self.network.call(x, dict(transformer_options))
-
-        return self._wrapped(WRAPPERS.APPLY_MODEL, apply_model, base_model, x, sigma, None, None, None, options)
 
 
 def stack_of(network):

@@ -8,7 +8,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 from foresight.hosts import families
 from foresight.hosts.diffusers import apply_foresight
 from support import contract
-from support.tiny_transformers import TRANSFORMERS
+from support.diffusers_transformers import TRANSFORMERS
 from support.toy import paper
 
 

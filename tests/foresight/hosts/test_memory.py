@@ -14,6 +14,9 @@ import comfy.model_management
 from foresight.hosts import comfyui, families
 from foresight.hosts.comfyui import apply_foresight, live
 from support.comfy_models import MODELS, sample
+from support.comfy_networks import ltx_2, wan
+from support.comfy_run import Run
+from support.contract import STEPS
 from support.toy import paper
 
 MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
@@ -123,11 +126,6 @@ def test_20_runs_leave_no_tensor_behind(models, runs, fails):
 
 def test_weights_of_skipped_blocks_are_not_prefetched(models):
     """LTX-2 and MiniMax H3 fetch the next block's weights whether or not the block runs; in reuse evaluations not."""
-    from test_families_comfyui import Run
-
-    from support.contract import STEPS
-    from support.tiny_networks import ltx_2, wan
-
     for make, switches in ((ltx_2, True), (wan, False)):
         network, seen = make(), []
         call = network.call
@@ -144,11 +142,6 @@ def test_weights_of_skipped_blocks_are_not_prefetched(models):
 def test_two_devices_at_once_share_no_state(runs):
     """ComfyUI's multi-GPU sampling runs conds in worker threads, each with a model of its own."""
     multigpu = pytest.importorskip("comfy.multigpu", reason="this ComfyUI samples on one GPU")
-    from test_families_comfyui import Run
-
-    from support.contract import STEPS
-    from support.tiny_networks import wan
-
     networks = [wan(), wan()]
     alone = []
     for network in networks:
