@@ -20,22 +20,9 @@ NOTHING = paper(threshold=1e-12)  # active, measured, and no block ever qualifie
 MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: make() for name, make in MODELS.items()}
-
-
 @pytest.fixture(params=MODELS)
 def model(request, models):
     return models[request.param]
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The RunStats of every run, in order."""
-    seen = []
-    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
-    return seen
 
 
 def patched(model, config):

@@ -7,7 +7,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from foresight.hosts.comfyui import apply_foresight, live
+from foresight.hosts.comfyui import apply_foresight
 from support import comfy_models
 from support.comfy_models import sample
 from support.toy import paper
@@ -27,12 +27,10 @@ class Graphs:
         return graph.forward
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
+@pytest.fixture(autouse=True)
+def nothing_compiled():
     torch._dynamo.reset()
-    yield seen
+    yield
     torch._dynamo.reset()
 
 

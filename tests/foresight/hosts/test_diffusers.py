@@ -12,67 +12,34 @@ import diffusers.hooks
 from foresight.hosts import diffusers as adapter
 from foresight.hosts import families
 from foresight.hosts.diffusers import apply_foresight
-from support.diffusers_models import MODELS, STEPS, loop, stack, stats_streams
+from support.diffusers_models import STEPS, loop, stack, stats_streams
 from support.toy import paper
 
 NOTHING = paper(threshold=1e-12, warmup_steps=3)
 MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
-@pytest.fixture(scope="module")
-def models():
-    built = {}
-    for name, make in MODELS.items():
-        torch.manual_seed(0)
-        built[name] = make().eval().requires_grad_(False)
-        g = torch.Generator().manual_seed(1)
-        for p in built[name].parameters():
-            p.data = torch.randn(p.shape, generator=g) * 0.1
-    return built
-
-
-@pytest.fixture(params=MODELS)
-def name(request):
-    return request.param
-
-
-@pytest.fixture
-def applied(models, name):
-    handles = []
-
-    def apply(config, **options):
-        handles.append(apply_foresight(models[name], config, **options))
-        return handles[-1]
-
-    yield apply
-    for handle in handles:
-        handle.remove()
-    assert not [
-        b
-        for b, _ in families.family_of(models[name], families.DIFFUSERS).stack(models[name])
-        if "forward" in b.__dict__
-    ]
-
-
 @pytest.mark.parametrize("config", [paper(threshold=0), paper(reuse_interval=1), NOTHING])
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)
-def test_off_and_nothing_that_qualifies_are_the_plain_result(models, name, applied, config, run):
-    plain = loop(models[name], name, **run)
+def test_off_and_nothing_that_qualifies_are_the_plain_result(transformers, name, applied, config, run):
+    plain = loop(transformers[name], name, **run)
     handle = applied(config)
-    assert torch.equal(loop(models[name], name, **run), plain)
+    assert torch.equal(loop(transformers[name], name, **run), plain)
     stats = handle.stats
     assert stats.reused == 0 and stats.total == len(stats.evaluations) * stats_streams(name, run) * len(
-        stack(models, name)
+        stack(transformers, name)
     )
     handle.remove()
-    assert torch.equal(loop(models[name], name, **run), plain)
+    assert torch.equal(loop(transformers[name], name, **run), plain)
 
 
 @pytest.mark.parametrize("interval", [2, 3])
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("run", [{"cfg": False}, {"cfg": False, "batch": 2}], ids=str)
-def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(models, name, applied, kind, interval, run):
-    blocks = stack(models, name)
+def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(
+    transformers, name, applied, kind, interval, run
+):
+    blocks = stack(transformers, name)
     inner, inputs, outputs, handles = [], [], [], []
 
     def enter(block, args, kwargs):
@@ -96,7 +63,7 @@ def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(models, 
             handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(block.register_forward_hook(lambda b, a, out, i=i: leave(i, out)))
     handle = applied(paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval))
-    loop(models[name], name, steps=16, **run)
+    loop(transformers[name], name, steps=16, **run)
     for hook in handles:
         hook.remove()
     stored, depths = {}, []
@@ -118,63 +85,63 @@ def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(models, 
     assert max(depths) >= 0
 
 
-def test_two_runs_in_a_row_are_each_as_alone(models, name, applied):
+def test_two_runs_in_a_row_are_each_as_alone(transformers, name, applied):
     handle = applied(MUCH)
-    first = loop(models[name], name, seed=1)
+    first = loop(transformers[name], name, seed=1)
     stats = handle.stats
     assert stats.reused
-    assert torch.equal(loop(models[name], name, seed=1), first)
+    assert torch.equal(loop(transformers[name], name, seed=1), first)
     assert handle.stats is not stats and handle.stats.reused == stats.reused
     handle.remove()
     applied(MUCH)
-    assert torch.equal(loop(models[name], name, seed=1), first)
+    assert torch.equal(loop(transformers[name], name, seed=1), first)
 
 
-def test_a_loop_that_never_resets_still_starts_a_new_run(models, name, applied):
+def test_a_loop_that_never_resets_still_starts_a_new_run(transformers, name, applied):
     handle = applied(MUCH)
-    first = loop(models[name], name)
-    assert torch.equal(loop(models[name], name, reset=False), first)
-    assert torch.equal(loop(models[name], name, reset=False), first)
+    first = loop(transformers[name], name)
+    assert torch.equal(loop(transformers[name], name, reset=False), first)
+    assert torch.equal(loop(transformers[name], name, reset=False), first)
     assert [e.kind for e in handle.stats.evaluations[:4]] == ["warmup"] * 3 + ["full"]
 
 
-def test_an_interrupted_run_leaves_nothing_behind(models, name, applied):
-    plain = loop(models[name], name)
+def test_an_interrupted_run_leaves_nothing_behind(transformers, name, applied):
+    plain = loop(transformers[name], name)
     handle = applied(MUCH)
-    reused = loop(models[name], name)
+    reused = loop(transformers[name], name)
     with pytest.raises(KeyboardInterrupt):
-        loop(models[name], name, fail_at=7)  # between the calls of the model
-    assert torch.equal(loop(models[name], name), reused)
+        loop(transformers[name], name, fail_at=7)  # between the calls of the model
+    assert torch.equal(loop(transformers[name], name), reused)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    hook = next(m for m in stack(models, name)[-1].modules() if m is not stack(models, name)[-1])
+    hook = next(m for m in stack(transformers, name)[-1].modules() if m is not stack(transformers, name)[-1])
     hook = hook.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        loop(models[name], name)  # inside a block
+        loop(transformers[name], name)  # inside a block
     hook.remove()
-    assert not [block for block in stack(models, name) if "forward" in block.__dict__]
-    assert torch.equal(loop(models[name], name), reused)
+    assert not [block for block in stack(transformers, name) if "forward" in block.__dict__]
+    assert torch.equal(loop(transformers[name], name), reused)
     handle.remove()
-    assert torch.equal(loop(models[name], name), plain)
+    assert torch.equal(loop(transformers[name], name), plain)
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan"])
-def test_cond_and_uncond_are_streams_of_their_own(models, name, applied):
+def test_cond_and_uncond_are_streams_of_their_own(transformers, name, applied):
     handle = applied(MUCH)
-    loop(models[name], name)
-    assert len(handle.stats.evaluations) == STEPS and handle.stats.total == STEPS * 2 * len(stack(models, name))
+    loop(transformers[name], name)
+    assert len(handle.stats.evaluations) == STEPS and handle.stats.total == STEPS * 2 * len(stack(transformers, name))
 
 
-def test_heun_evaluates_twice_per_step(models, name, applied):
+def test_heun_evaluates_twice_per_step(transformers, name, applied):
     handle = applied(MUCH)
-    loop(models[name], name, heun=True)
+    loop(transformers[name], name, heun=True)
     assert len(handle.stats.evaluations) == 2 * STEPS - 1
 
 
-def test_remove_leaves_the_transformer_as_it_was(models, name):
-    model = models[name]
+def test_remove_leaves_the_transformer_as_it_was(transformers, name):
+    model = transformers[name]
     before = dict(model.__dict__)
     handle = apply_foresight(model, MUCH)
     assert "forward" in model.__dict__
@@ -185,16 +152,16 @@ def test_remove_leaves_the_transformer_as_it_was(models, name):
     assert handle.stats is None
 
 
-def test_applying_twice_replaces_the_first(models, name, applied):
+def test_applying_twice_replaces_the_first(transformers, name, applied):
     first, second = applied(MUCH), applied(NOTHING)
-    plain_run = loop(models[name], name)
+    plain_run = loop(transformers[name], name)
     assert first.stats is None and second.stats.reused == 0
     first.remove()  # no longer there: takes nothing off
-    assert torch.equal(loop(models[name], name), plain_run) and len(second.stats.evaluations) == STEPS
+    assert torch.equal(loop(transformers[name], name), plain_run) and len(second.stats.evaluations) == STEPS
 
 
 @pytest.mark.parametrize("name", ["wan"])
-def test_another_hook_on_the_transformer_stays(models, name, applied):
+def test_another_hook_on_the_transformer_stays(transformers, name, applied):
     class Count(diffusers.hooks.ModelHook):
         calls = 0
 
@@ -203,33 +170,33 @@ def test_another_hook_on_the_transformer_stays(models, name, applied):
             return args, kwargs
 
     count = Count()
-    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(models[name])
+    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(transformers[name])
     handle = applied(MUCH)
     registry.register_hook(count, "count")
-    loop(models[name], name)
+    loop(transformers[name], name)
     handle.remove()
     assert count.calls == 2 * STEPS
-    loop(models[name], name)
+    loop(transformers[name], name)
     assert count.calls == 4 * STEPS
     registry.remove_hook("count", recurse=False)
-    models[name].__dict__.pop("forward", None)
+    transformers[name].__dict__.pop("forward", None)
 
 
-def test_automatic_warmup(models, name, applied):
+def test_automatic_warmup(transformers, name, applied):
     handle = applied(paper(threshold=2.0))
-    loop(models[name], name, steps=30)
+    loop(transformers[name], name, steps=30)
     kinds = [e.kind for e in handle.stats.evaluations]
     assert kinds[:5] == ["warmup"] * 5 and kinds[5] == "full"  # 15 % of an even grid of 30 is 4.5
     handle.remove()
     handle = applied(paper(threshold=2.0), steps=60)
-    loop(models[name], name, steps=30)
+    loop(transformers[name], name, steps=30)
     assert [e.kind for e in handle.stats.evaluations].index("full") == 9 and handle.stats.steps == 60
 
 
-def test_one_line_per_run(models, name, applied, caplog):
+def test_one_line_per_run(transformers, name, applied, caplog):
     applied(MUCH)
     with caplog.at_level(logging.INFO, logger=adapter.__name__):
-        loop(models[name], name)
+        loop(transformers[name], name)
     (line,) = [r.getMessage() for r in caplog.records if r.name == adapter.__name__]
     assert line.startswith("Foresight reused ")
 

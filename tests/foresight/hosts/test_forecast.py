@@ -11,7 +11,7 @@ import comfy.patcher_extension
 
 from foresight.engine import ForesightConfig, Session
 from foresight.hosts import comfyui
-from foresight.hosts.comfyui import apply_foresight, live
+from foresight.hosts.comfyui import apply_foresight
 from support.comfy_models import MODELS, sample
 from support.reference_forecast import Reference
 from support.situations import SITUATIONS, context_windows
@@ -19,19 +19,6 @@ from support.situations import SITUATIONS, context_windows
 WRAPPERS = comfy.patcher_extension.WrappersMP
 NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
 MUCH = ForesightConfig(method="forecast", threshold=2.0)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {name: make() for name, make in MODELS.items()}
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The RunStats of every run, in order."""
-    seen = []
-    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
-    return seen
 
 
 @pytest.fixture(params=SITUATIONS)

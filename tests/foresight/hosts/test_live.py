@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from foresight.hosts.comfyui import apply_foresight, live
-from support.comfy_models import MODELS, sample
+from support.comfy_models import sample
 from support.toy import paper
 
 MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
@@ -32,9 +32,9 @@ def server(monkeypatch):
 
 
 @pytest.mark.parametrize("interval", [0.0, 1e9])
-def test_every_row_arrives_once(server, monkeypatch, interval):
+def test_every_row_arrives_once(models, server, monkeypatch, interval):
     monkeypatch.setattr(live, "_INTERVAL", interval)
-    model = MODELS["wan"]()
+    model = models["wan"]
     sample(model, apply_foresight(model.patcher, MUCH, "7", "w"))
     (record,) = live.runs()
     rows, messages = [], server.messages
@@ -48,14 +48,14 @@ def test_every_row_arrives_once(server, monkeypatch, interval):
     assert messages[-1]["reuse_ratio"] == record["reuse_ratio"] > 0 and record["done"]
 
 
-def test_a_run_without_a_node_sends_nothing_but_is_listed(server):
-    model = MODELS["wan"]()
+def test_a_run_without_a_node_sends_nothing_but_is_listed(models, server):
+    model = models["wan"]
     sample(model, apply_foresight(model.patcher, MUCH))
     assert not server.messages and [run["reused"] > 0 for run in live.runs()] == [True]
 
 
-def test_an_interrupted_run_is_shown_as_far_as_it_came(server):
-    model = MODELS["wan"]()
+def test_an_interrupted_run_is_shown_as_far_as_it_came(models, server):
+    model = models["wan"]
 
     def stop(step, *_):
         if step == 5:
@@ -68,8 +68,8 @@ def test_an_interrupted_run_is_shown_as_far_as_it_came(server):
     assert server.messages[-1]["done"]
 
 
-def test_only_the_newest_runs_are_kept(server):
-    model = MODELS["wan"]()
+def test_only_the_newest_runs_are_kept(models, server):
+    model = models["wan"]
     patched = apply_foresight(model.patcher, paper(), "7")
     for _ in range(live._runs.maxlen + 2):
         sample(model, patched, steps=1)
@@ -77,7 +77,7 @@ def test_only_the_newest_runs_are_kept(server):
     assert len(numbers) == live._runs.maxlen and numbers == sorted(numbers)
 
 
-def test_the_runs_of_a_server_started_later_have_higher_numbers(server):
-    model = MODELS["wan"]()
+def test_the_runs_of_a_server_started_later_have_higher_numbers(models, server):
+    model = models["wan"]
     sample(model, apply_foresight(model.patcher, paper(), "7"), steps=1)
     assert 0 <= time.time() * 1000 - live.runs()[0]["run"] < 24 * 3600 * 1000

@@ -12,7 +12,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_management
 
 from foresight.hosts import comfyui, families
-from foresight.hosts.comfyui import apply_foresight, live
+from foresight.hosts.comfyui import apply_foresight
 from support.comfy_models import MODELS, sample
 from support.comfy_networks import ltx_2, wan
 from support.comfy_run import Run
@@ -20,18 +20,6 @@ from support.contract import STEPS
 from support.toy import paper
 
 MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {name: make() for name, make in MODELS.items()}
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
-    return seen
 
 
 @pytest.mark.parametrize("name", MODELS)

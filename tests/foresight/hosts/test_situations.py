@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-from foresight.hosts.comfyui import apply_foresight, live
-from support.comfy_models import MODELS, sample
+from foresight.hosts.comfyui import apply_foresight
+from support.comfy_models import sample
 from support.reference_prefix import Reference
 from support.situations import SITUATIONS, WARMUP, context_windows
 from support.toy import paper
@@ -17,19 +17,6 @@ from support.toy import paper
 NOTHING = paper(threshold=1e-12)
 GAMMA, INTERVAL = 2.0, 3
 MUCH = paper(threshold=GAMMA, warmup_steps=WARMUP, reuse_interval=INTERVAL, sample_rows=0)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {name: make() for name, make in MODELS.items()}
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The RunStats of every run, in order."""
-    seen = []
-    monkeypatch.setattr(live.Watcher, "finish", lambda self: seen.append(self.stats))
-    return seen
 
 
 @pytest.fixture(params=SITUATIONS)
