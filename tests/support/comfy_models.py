@@ -1,4 +1,4 @@
-"""Tiny random instances of ComfyUI's own classes as ModelPatchers, with conditioning, for real sampler runs."""
+"""Some of `comfy_networks` as ModelPatchers, with conditioning, for real sampler runs."""
 
 import comfy.model_management
 import comfy.model_patcher
@@ -6,20 +6,16 @@ import comfy.sample
 import comfy.supported_models
 import torch
 
+from support.comfy_networks import COGVIDEOX, HUNYUAN, LTXV, WAN, fill, noise
+
 CPU = torch.device("cpu")
-
-
-def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def _patcher(config_class, unet_config: dict) -> comfy.model_patcher.ModelPatcher:
     config = config_class({**unet_config, "dtype": torch.float32})
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model({})
-    g = torch.Generator().manual_seed(0)
-    for p in network.diffusion_model.parameters():
-        p.data = torch.randn(p.shape, generator=g) * 0.08
+    fill(network.diffusion_model)
     return comfy.model_patcher.ModelPatcher(network, load_device=CPU, offload_device=CPU)
 
 
@@ -47,78 +43,22 @@ class Model:
 
 
 def wan() -> Model:
-    config = dict(
-        image_model="wan2.1",
-        model_type="t2v",
-        dim=48,
-        ffn_dim=64,
-        num_heads=4,
-        num_layers=4,
-        text_dim=32,
-        freq_dim=16,
-        in_dim=16,
-        out_dim=16,
-    )
+    config = {"image_model": "wan2.1", "model_type": "t2v", **WAN}
     return Model("wan", comfy.supported_models.WAN21_T2V, config, ["blocks"], (16, 3, 4, 4), 32)
 
 
-def hunyuan(single: int = 3) -> Model:
-    config = dict(
-        image_model="hunyuan_video",
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=24,
-        context_in_dim=32,
-        hidden_size=48,
-        mlp_ratio=2.0,
-        num_heads=3,
-        depth=3,
-        depth_single_blocks=single,
-        axes_dim=[4, 6, 6],
-        theta=256,
-        patch_size=[1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=True,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
-        meanflow_sum=False,
-    )
-    stack = ["double_blocks", "single_blocks"]
+def hunyuan() -> Model:
+    config, stack = {"image_model": "hunyuan_video", **HUNYUAN}, ["double_blocks", "single_blocks"]
     return Model("hunyuan", comfy.supported_models.HunyuanVideo, config, stack, (16, 3, 4, 4), 32, 24)
 
 
 def ltxv() -> Model:
-    config = dict(
-        image_model="ltxv",
-        in_channels=128,
-        cross_attention_dim=48,
-        attention_head_dim=12,
-        num_attention_heads=4,
-        caption_channels=32,
-        num_layers=4,
-    )
+    config = {"image_model": "ltxv", **LTXV}
     return Model("ltxv", comfy.supported_models.LTXV, config, ["transformer_blocks"], (128, 3, 4, 4), 32, masked=True)
 
 
 def cogvideox() -> Model:
-    config = dict(
-        image_model="cogvideox",
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=16,
-        out_channels=16,
-        time_embed_dim=24,
-        text_embed_dim=32,
-        num_layers=3,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=9,
-        patch_size=2,
-        max_text_seq_length=6,
-        use_rotary_positional_embeddings=True,
-    )
+    config = {"image_model": "cogvideox", **COGVIDEOX}
     return Model("cogvideox", comfy.supported_models.CogVideoX_T2V, config, ["blocks"], (16, 4, 4, 4), 32)
 
 

@@ -6,10 +6,40 @@ from dataclasses import dataclass
 import comfy.ops
 import torch
 
-from support.comfy_models import noise
-
 _HOST = {"device": torch.device("cpu"), "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
 _T = torch.tensor([500.0])
+
+WAN = {
+    **{"in_dim": 16, "out_dim": 16, "dim": 48, "ffn_dim": 64, "num_heads": 4, "num_layers": 4},
+    **{"text_dim": 32, "text_len": 6, "freq_dim": 16},
+}
+HUNYUAN = {
+    **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 24, "context_in_dim": 32, "hidden_size": 48},
+    **{"mlp_ratio": 2.0, "num_heads": 3, "depth": 3, "depth_single_blocks": 3, "axes_dim": [4, 6, 6]},
+    **{"theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True, "guidance_embed": True},
+    **{"byt5": False, "meanflow": False, "use_cond_type_embedding": False, "vision_in_dim": None},
+    "meanflow_sum": False,
+}
+LTXV = {
+    **{"in_channels": 128, "cross_attention_dim": 48, "attention_head_dim": 12, "num_attention_heads": 4},
+    **{"caption_channels": 32, "num_layers": 4},
+}
+COGVIDEOX = {
+    **{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 16, "out_channels": 16},
+    **{"time_embed_dim": 24, "text_embed_dim": 32, "num_layers": 4, "sample_width": 4, "sample_height": 4},
+    **{"sample_frames": 9, "patch_size": 2, "max_text_seq_length": 6, "use_rotary_positional_embeddings": True},
+}
+
+
+def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Random weights, the same each time."""
+    g = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=g) * 0.08
 
 
 @dataclass
@@ -21,10 +51,8 @@ class Network:
     call: Callable
 
     def __post_init__(self):
-        g = torch.Generator().manual_seed(0)
-        for p in self.model.parameters():
-            p.data = torch.randn(p.shape, generator=g) * 0.08
-            p.requires_grad_(False)
+        fill(self.model)
+        self.model.requires_grad_(False)
         for buffer in self.model.buffers():  # some are left uninitialized until a checkpoint is loaded
             if buffer.is_floating_point() and not torch.isfinite(buffer).all():
                 buffer.zero_()
@@ -32,13 +60,7 @@ class Network:
 
 
 def _wan(cls, model_type: str, channels: int = 16, size: int = 4, layers: int = 4, call: dict | None = None, **config):
-    model = cls(
-        model_type=model_type,
-        **{"in_dim": channels, "out_dim": 16, "dim": 48, "ffn_dim": 64, "num_heads": 4, "num_layers": layers},
-        **{"text_dim": 32, "text_len": 6, "freq_dim": 16},
-        **config,
-        **_HOST,
-    )
+    model = cls(model_type=model_type, **{**WAN, "in_dim": channels, "num_layers": layers}, **config, **_HOST)
     text = noise(1, 6, 32, seed=3)
     return Network(
         model,
@@ -131,14 +153,8 @@ def wan_causal():
 def hunyuan(double: int = 3, single: int = 3, pooled: int | None = 24, control: dict | None = None):
     from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-    model = HunyuanVideo(
-        **{"in_channels": 16, "out_channels": 16, "vec_in_dim": pooled, "context_in_dim": 32, "hidden_size": 48},
-        **{"mlp_ratio": 2.0, "num_heads": 3, "depth": double, "depth_single_blocks": single, "axes_dim": [4, 6, 6]},
-        **{"theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True, "guidance_embed": pooled is not None},
-        **{"byt5": False, "meanflow": False, "use_cond_type_embedding": False, "vision_in_dim": None},
-        meanflow_sum=False,
-        **_HOST,
-    )
+    depths = {"depth": double, "depth_single_blocks": single}
+    model = HunyuanVideo(**{**HUNYUAN, **depths, "vec_in_dim": pooled, "guidance_embed": pooled is not None}, **_HOST)
     text = noise(1, 6, 32, seed=3)
     y = noise(1, pooled, seed=6) if pooled else None
     guidance = torch.tensor([6.0])
@@ -160,14 +176,9 @@ def hunyuan_1_5():
 def ltxv():
     from comfy.ldm.lightricks.model import LTXVModel
 
-    model = LTXVModel(
-        **{"in_channels": 16, "cross_attention_dim": 48, "attention_head_dim": 12, "num_attention_heads": 4},
-        **{"caption_channels": 32, "num_layers": 4},
-        **_HOST,
-    )
-    text = noise(1, 6, 32, seed=3)
+    model, text = LTXVModel(**LTXV, **_HOST), noise(1, 6, 32, seed=3)
     return Network(
-        model, (1, 16, 3, 4, 4), lambda x, o: model(x, torch.tensor([0.5]), text, None, transformer_options=o)
+        model, (1, 128, 3, 4, 4), lambda x, o: model(x, torch.tensor([0.5]), text, None, transformer_options=o)
     )
 
 
@@ -236,14 +247,7 @@ def cosmos_predict2():
 def cogvideox(patch_size_t: int | None = None):
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 
-    model = CogVideoXTransformer3DModel(
-        **{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 16, "out_channels": 16},
-        **{"time_embed_dim": 24, "text_embed_dim": 32, "num_layers": 4, "sample_width": 4, "sample_height": 4},
-        **{"sample_frames": 9, "patch_size": 2, "patch_size_t": patch_size_t, "max_text_seq_length": 6},
-        use_rotary_positional_embeddings=True,
-        **_HOST,
-    )
-    text = noise(1, 6, 32, seed=3)
+    model, text = CogVideoXTransformer3DModel(**COGVIDEOX, patch_size_t=patch_size_t, **_HOST), noise(1, 6, 32, seed=3)
     return Network(model, (1, 16, 4, 4, 4), lambda x, o: model(x, _T, text, transformer_options=o))
 
 

@@ -1,121 +1,33 @@
-"""Tiny random instances of diffusers' own classes, and the loop that calls them as the stock pipelines do."""
+"""Some of `diffusers_transformers`, and the loop that calls them as the stock pipelines do."""
 
-import diffusers
 import torch
 
 from foresight.hosts import families
+from support.diffusers_transformers import (
+    cogvideox,
+    cogvideox_inputs,
+    hunyuan,
+    hunyuan_inputs,
+    latte,
+    ltx,
+    ltx_inputs,
+    seeded,
+    wan,
+)
 
 STEPS = 12
 
 
-def seeded(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def wan():
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=64,
-        num_layers=4,
-        rope_max_seq_len=32,
-    )
-
-
-def cogvideox():
-    return diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=16,
-        num_layers=3,
-        sample_width=8,
-        sample_height=8,
-        sample_frames=8,
-        max_text_seq_length=6,
-        use_rotary_positional_embeddings=True,
-    )
-
-
-def latte():
-    return diffusers.LatteTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        cross_attention_dim=32,
-        sample_size=8,
-        patch_size=2,
-        caption_channels=16,
-        video_length=3,
-        norm_type="ada_norm_single",
-        activation_fn="gelu-approximate",
-        attention_bias=True,
-        norm_elementwise_affine=False,
-    )
-
-
-def hunyuan():
-    return diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=2,
-        num_single_layers=2,
-        num_refiner_layers=1,
-        patch_size=2,
-        patch_size_t=1,
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-        rope_axes_dim=(4, 4, 4),
-        guidance_embeds=True,
-    )
-
-
-def ltx():
-    return diffusers.LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=4,
-        attention_head_dim=12,
-        cross_attention_dim=48,
-        num_layers=4,
-        caption_channels=16,
-    )
-
-
 def arguments(name, x, t, text):
     """The keyword arguments of the stock pipeline's call; `x` (B, 4, 3, 8, 8), `t` a number, `text` (B, 6, 16)."""
-    batch = x.shape[0]
-    timestep = torch.full((batch,), float(t))
+    timestep = torch.full((x.shape[0],), float(t))
     common = dict(hidden_states=x, timestep=timestep, encoder_hidden_states=text, return_dict=False)
     if name == "cogvideox":
-        rotary = diffusers.models.embeddings.get_3d_rotary_pos_embed(16, ((0, 0), (4, 4)), (4, 4), 3)
-        return {**common, "hidden_states": x.transpose(1, 2), "image_rotary_emb": rotary}
+        return {**common, "hidden_states": x.transpose(1, 2), **cogvideox_inputs()}
     if name == "hunyuan":
-        return {
-            **common,
-            "encoder_attention_mask": torch.ones(batch, 6),
-            "pooled_projections": text[:, 0, :8],
-            "guidance": torch.full((batch,), 6000.0),
-        }
+        return {**common, **hunyuan_inputs(text)}
     if name == "ltx":
-        return {
-            **common,
-            "hidden_states": x.flatten(2).transpose(1, 2),
-            "encoder_attention_mask": torch.ones(batch, 6),
-            "num_frames": 3,
-            "height": 8,
-            "width": 8,
-        }
+        return {**common, "hidden_states": x.flatten(2).transpose(1, 2), **ltx_inputs(text)}
     return common
 
 
@@ -124,8 +36,8 @@ MODELS = {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan": hunyuan
 
 def loop(model, name, *, steps=STEPS, cfg=True, batch=1, seed=0, heun=False, contexts=True, reset=True, fail_at=None):
     """A denoising loop as the stock pipelines write it: a context per call, hooks reset at the end."""
-    x = seeded((batch, 4, 3, 8, 8), 10 + seed)
-    texts = {"cond": seeded((batch, 6, 16), 1), "uncond": seeded((batch, 6, 16), 2)}
+    x = seeded(batch, 4, 3, 8, 8, seed=10 + seed)
+    texts = {"cond": seeded(batch, 6, 16, seed=1), "uncond": seeded(batch, 6, 16, seed=2)}
     calls = 0
     joined = name in ("cogvideox", "ltx", "latte")  # cond and uncond as one batch
 

@@ -93,8 +93,12 @@ def cogvideox():
         **{"time_embed_dim": 8, "text_embed_dim": 16, "num_layers": 4, "sample_width": 8, "sample_height": 8},
         **{"sample_frames": 8, "max_text_seq_length": 6, "use_rotary_positional_embeddings": True},
     )
+    return _plain(model, (1, 3, 4, 8, 8), **cogvideox_inputs())
+
+
+def cogvideox_inputs() -> dict:
     rotary = diffusers.models.embeddings.get_3d_rotary_pos_embed(16, ((0, 0), (4, 4)), (4, 4), 3)
-    return _plain(model, (1, 3, 4, 8, 8), image_rotary_emb=rotary)
+    return {"image_rotary_emb": rotary}
 
 
 def latte():
@@ -131,16 +135,16 @@ _HUNYUAN = {
     **{"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2},
     **{"num_refiner_layers": 1, "patch_size": 2, "patch_size_t": 1, "text_embed_dim": 16, "rope_axes_dim": (4, 4, 4)},
 }
-_HUNYUAN_INPUTS = {
-    "encoder_attention_mask": torch.ones(1, 6),
-    "pooled_projections": TEXT[:, 0, :8],
-    "guidance": torch.tensor([6000.0]),
-}
+
+
+def hunyuan_inputs(text: torch.Tensor = TEXT) -> dict:
+    mask, guidance = torch.ones(text.shape[:2]), torch.full(text.shape[:1], 6000.0)
+    return {"encoder_attention_mask": mask, "pooled_projections": text[:, 0, :8], "guidance": guidance}
 
 
 def hunyuan():
     model = diffusers.HunyuanVideoTransformer3DModel(**_HUNYUAN, num_single_layers=2, pooled_projection_dim=8)
-    return _plain(model, **_HUNYUAN_INPUTS)
+    return _plain(model, **hunyuan_inputs())
 
 
 def hunyuan_framepack():
@@ -150,7 +154,7 @@ def hunyuan_framepack():
     )  # fmt: skip
     return _plain(
         model,
-        **_HUNYUAN_INPUTS,
+        **hunyuan_inputs(),
         image_embeds=seeded(1, 2, 8, seed=2),
         indices_latents=torch.arange(4, 7),
         latents_clean=seeded(1, 4, 2, 8, 8, seed=3),
@@ -189,7 +193,11 @@ def ltx():
         **{"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12},
         **{"cross_attention_dim": 48, "num_layers": 4, "caption_channels": 16},
     )
-    return _plain(model, (1, 192, 4), encoder_attention_mask=torch.ones(1, 6), num_frames=3, height=8, width=8)
+    return _plain(model, (1, 192, 4), **ltx_inputs())
+
+
+def ltx_inputs(text: torch.Tensor = TEXT) -> dict:
+    return {"encoder_attention_mask": torch.ones(text.shape[:2]), "num_frames": 3, "height": 8, "width": 8}
 
 
 def ltx_2():

@@ -56,8 +56,8 @@ def test_a_forecast_has_the_form_of_the_result(transformers, name, applied, retu
     kinds = set()
     with torch.no_grad():
         for i in range(6):
-            x = seeded((1, 4, 3, 8, 8), 3)  # nothing changes: what can be left out is
-            kwargs = arguments(name, x, 900 - 30 * i, seeded((1, 6, 16), 1))
+            x = seeded(1, 4, 3, 8, 8, seed=3)  # nothing changes: what can be left out is
+            kwargs = arguments(name, x, 900 - 30 * i, seeded(1, 6, 16, seed=1))
             with transformers[name].cache_context("cond"):
                 result = transformers[name](**{**kwargs, "return_dict": return_dict})
             kinds.add((type(result), result[0].shape))
