@@ -3,6 +3,7 @@
 import types
 
 import comfy.patcher_extension
+import comfy.utils
 import torch
 
 from foresight.hosts import comfyui
@@ -14,10 +15,10 @@ WRAPPERS = comfy.patcher_extension.WrappersMP
 class Run:
     """A run at CFG 1 with the wrappers of one `_Run`, or with none."""
 
-    def __init__(self, network, config=None):
-        self.network, self.run = network, None
+    def __init__(self, network, config=None, steps=contract.STEPS):
+        self.network, self.run, self.latent = network, None, network.latent
         self.options = {"transformer_options": {}}
-        self.sigmas = torch.linspace(1, 0, contract.STEPS + 1)
+        self.sigmas = torch.linspace(1, 0, steps + 1)
         if config is not None:
             model_sampling = types.SimpleNamespace(percent_to_sigma=lambda percent: 1 - percent)
             patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling)
@@ -34,9 +35,9 @@ class Run:
         def predict_noise(x, timestep):
             return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
 
-        x = contract.latent_at(self.network.latent, step)
+        x, guider = contract.latent_at(self.latent, step), types.SimpleNamespace(conds={"positive": [{"uuid": "one"}]})
         with torch.inference_mode():
-            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, None, x, self.sigmas[step : step + 1])
+            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, guider, x, self.sigmas[step : step + 1])
 
     def call_model(self, step, **extra):
         """The one call of the model in that evaluation."""
@@ -49,3 +50,18 @@ class Run:
             return self.network.call(x, dict(transformer_options))
 
         return self._wrapped(WRAPPERS.APPLY_MODEL, apply_model, base_model, x, sigma, None, None, None, options)
+
+
+class PackedRun(Run):
+    """The same as the sampler sees it: one latent, of the shape of what it gets back.
+
+    BaseModel packs video and audio into one tensor, and what else a network takes as channels joins the latent there.
+    """
+
+    def __init__(self, network, config=None, steps=contract.FORECAST_STEPS):
+        super().__init__(network, config, steps)
+        self.latent = PackedRun.call_model(Run(network), 0).shape
+
+    def call_model(self, step, **extra):
+        output = Run.call_model(self, step, **extra)
+        return comfy.utils.pack_latents(output)[0] if isinstance(output, list) else output

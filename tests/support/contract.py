@@ -1,17 +1,31 @@
 """What every supported model has to do, in either host: checked against a network whose blocks are really replaced."""
 
 import itertools
+from collections import Counter
 
 import torch
 
+from foresight.engine import forecast
+
 STEPS = 9
+FORECAST_STEPS = 14  # three are warmup and the last is always computed
 
 
 def flat(x) -> list[torch.Tensor]:
-    """The tensors in a tensor or in nested lists and tuples."""
+    """The tensors in a tensor or in nested lists, tuples and diffusers outputs (which are dicts)."""
     if isinstance(x, torch.Tensor):
         return [x]
+    x = list(x.values()) if isinstance(x, dict) else x
     return [t for entry in x for t in flat(entry)] if isinstance(x, (list, tuple)) else []
+
+
+def form(x):
+    """What one result has in common with the next: nesting, types, shapes, dtypes and devices."""
+    if isinstance(x, torch.Tensor):
+        return x.shape, x.dtype, x.device
+    if isinstance(x, dict):
+        return type(x), {name: form(entry) for name, entry in x.items()}
+    return type(x), [form(entry) for entry in x] if isinstance(x, (list, tuple)) else None
 
 
 def copied(x) -> list[torch.Tensor]:
@@ -139,3 +153,76 @@ def check_measuring(stack, plain, active, end) -> None:
     ratios = [ratio for e in stats.evaluations for ratio in e.ratio if ratio is not None]
     assert len(ratios) >= (STEPS - 3) * len(stack) - 1 and min(ratios) > 1
     assert not any(section.method in block.__dict__ for block, section in stack)
+
+
+def _observed(model, stack, run) -> tuple[list, list[list[torch.Tensor]], list[Counter]]:
+    """Of each step of a run its result's form, the tensors in it, and how often what is inside `model` was called.
+
+    The calls are those of a block and of everything in it, by its place in the stack, and (-1) of everything else.
+    """
+    forms, tensors, calls = [], [], []
+    places = {module: i for i, (block, _) in enumerate(stack) for module in block.modules()}
+    handles = []
+    for module in itertools.islice(model.modules(), 1, None):
+        place = places.get(module, -1)
+        handles.append(module.register_forward_pre_hook(lambda *_, place=place: calls[-1].update([place])))
+    try:
+        for step in range(FORECAST_STEPS):
+            calls.append(Counter())
+            result = run(step)
+            forms.append(form(result))
+            tensors.append(copied(result))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return forms, tensors, calls
+
+
+def check_forecast(model, stack, plain, active, end) -> None:
+    """Compare a run with forecasts, evaluation by evaluation, with the plain one, whose inputs are the same.
+
+    Args:
+        plain: `plain(step)` is the model's whole result at a step without Foresight.
+        active: The same within a run with the method "forecast", called for each step in turn.
+        end: Ends that run and returns its RunStats.
+    """
+    forms, outputs, calls = _observed(model, stack, plain)
+    ours, given, ran = _observed(model, stack, active)
+    stats = end()
+    assert ours == forms and all(torch.isfinite(t).all() for tensors in given for t in tensors)
+    assert stats.inactive is None and len(stats.evaluations) == FORECAST_STEPS
+    assert stats.total == FORECAST_STEPS * len(stack) and 0 < stats.reused < stats.total
+    computed, forecasts = [], 0
+    for step, evaluation in enumerate(stats.evaluations):
+        once, never = [1] * len(stack), [0] * len(stack)
+        if evaluation.kind == "reuse":
+            forecasts += 1
+            assert not ran[step]
+            assert (evaluation.computed, evaluation.reused) == (never, once)
+            (before, newest), far = computed[-2:], step - computed[-1]
+            slopes = [(n - b) / (newest - before) for n, b in zip(outputs[newest], outputs[before], strict=True)]
+            for got, n, slope in zip(given[step], outputs[newest], slopes, strict=True):
+                torch.testing.assert_close(got, n + slope * far / (1 + far / forecast.DAMPING), rtol=1e-4, atol=1e-4)
+        else:
+            assert ran[step] == calls[step] and ran[step][0]
+            assert (evaluation.computed, evaluation.reused) == (once, never)
+            if not step or step - 1 in computed:  # else it pays back what the forecasts before it left behind
+                assert all(torch.equal(a, b) for a, b in zip(given[step], outputs[step], strict=True))
+            computed.append(step)
+    assert stats.reused == forecasts * len(stack)
+
+
+def check_no_forecast(model, stack, plain, active, end) -> None:
+    """A run with the method "forecast" in which nothing is left out is the plain one, bit for bit."""
+    forms, outputs, calls = _observed(model, stack, plain)
+    ours, given, ran = _observed(model, stack, active)
+    stats = end()
+    assert ours == forms and ran == calls and all(count[0] for count in ran)
+    for got, want in zip(given, outputs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert stats.reused == 0 and stats.total == FORECAST_STEPS * len(stack)
+    ratios = [ratio for e in stats.evaluations for ratio in e.ratio if ratio is not None]
+    if stats.config.threshold:
+        assert stats.inactive is None and stats.peak_bytes and len(ratios) >= len(stack) and min(ratios) > 1
+    else:
+        assert stats.inactive and not stats.peak_bytes and not ratios

@@ -13,7 +13,10 @@ def seeded(*shape: int, seed: int) -> torch.Tensor:
 
 @dataclass
 class Transformer:
-    """`call(latent, timestep)` is one call for one cond; `latent` its latent's shape, `timestep` a tensor (1,)."""
+    """`call(latent, timestep)` is one call for one cond; `latent` its latent's shape, `timestep` a tensor (1,).
+
+    It gives the model's whole result; with `return_dict=True` a diffusers output in place of a tuple.
+    """
 
     model: torch.nn.Module
     latent: tuple[int, ...]
@@ -39,7 +42,9 @@ def _plain(model, latent=_LATENT, **more):
     return Transformer(
         model,
         latent,
-        lambda x, t: model(hidden_states=x, timestep=t, encoder_hidden_states=TEXT, return_dict=False, **more)[0],
+        lambda x, t, return_dict=False: model(
+            hidden_states=x, timestep=t, encoder_hidden_states=TEXT, return_dict=return_dict, **more
+        ),
     )
 
 
@@ -211,20 +216,20 @@ def ltx_2():
     return Transformer(
         model,
         (1, 48, 4),
-        lambda x, t: model(
+        lambda x, t, return_dict=False: model(
             hidden_states=x, audio_hidden_states=audio, encoder_hidden_states=TEXT, audio_encoder_hidden_states=TEXT,
-            timestep=t, num_frames=3, height=4, width=4, audio_num_frames=5, return_dict=False,
+            timestep=t, num_frames=3, height=4, width=4, audio_num_frames=5, return_dict=return_dict,
         ),
     )  # fmt: skip
 
 
-def sana_wm_refiner():
+def sana_wm_refiner(**more):
     model = diffusers.SanaWMLTX2RefinerTransformer3DModel(
         **{"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 12},
         **{"cross_attention_dim": 24, "num_layers": 4, "caption_channels": 16, "rope_double_precision": False},
     )
     rotary = (torch.ones(1, 48, 24), torch.zeros(1, 48, 24))
-    return _plain(model, (1, 48, 4), video_rotary_emb=rotary)
+    return _plain(model, (1, 48, 4), video_rotary_emb=rotary, **more)
 
 
 def kandinsky_5():
@@ -250,9 +255,9 @@ def _kandinsky_6(audio):
     return Transformer(
         model,
         (1, 3, 8, 8, 4),
-        lambda x, t: model(
+        lambda x, t, return_dict=False: model(
             hidden_states=x, encoder_hidden_states=TEXT, pooled_projections=TEXT[:, 0, :8], timestep=t,
-            audio_hidden_states=audio, return_dict=False,
+            audio_hidden_states=audio, return_dict=return_dict,
         ),
     )  # fmt: skip
 
@@ -275,12 +280,12 @@ def cosmos_3():
     return Transformer(
         model,
         _LATENT,
-        lambda x, t: model(
+        lambda x, t, return_dict=False: model(
             input_ids=text, text_indexes=text, position_ids=torch.arange(54).expand(3, -1), und_len=6,
             sequence_length=54, vision_tokens=[x], vision_token_shapes=[(3, 4, 4)], vision_sequence_indexes=video,
             vision_mse_loss_indexes=video, vision_timesteps=t.expand(48),
-            vision_noisy_frame_indexes=[torch.arange(3)], return_dict=False,
-        )[0],
+            vision_noisy_frame_indexes=[torch.arange(3)], return_dict=return_dict,
+        ),
     )  # fmt: skip
 
 
@@ -298,10 +303,10 @@ def minimax_h3():
     return Transformer(
         model,
         (1, 48, 16),
-        lambda x, t: model(
+        lambda x, t, return_dict=False: model(
             hidden_states=x, audio_hidden_states=audio, encoder_hidden_states=TEXT, timestep=t / 1000,
             timestep_indices=torch.zeros(59, dtype=torch.long), token_tags=tags,
-            position_ids=torch.arange(59)[:, None].expand(-1, 3), **indices, return_dict=False,
+            position_ids=torch.arange(59)[:, None].expand(-1, 3), **indices, return_dict=return_dict,
         ),
     )  # fmt: skip
 

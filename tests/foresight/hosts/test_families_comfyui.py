@@ -3,15 +3,17 @@
 import importlib
 
 import pytest
+import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfyui_version
 
+from foresight.engine import ForesightConfig
 from foresight.hosts import families
 from support import contract
-from support.comfy_networks import NETWORKS
-from support.comfy_run import Run
+from support.comfy_networks import NETWORKS, wan_causal
+from support.comfy_run import PackedRun, Run
 from support.toy import paper
 
 
@@ -40,6 +42,50 @@ def test_reuse_is_what_a_network_with_stubs_gives(network, kind, interval):
         paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval),
     )
     contract.check_reuse(network.model, stack_of(network), Run(network), active, active.run.end, kind)
+
+
+@pytest.mark.parametrize("threshold", [0, 1e-12])
+def test_no_forecast_is_the_plain_result(network, threshold):
+    active = PackedRun(network, ForesightConfig(method="forecast", threshold=threshold))
+    contract.check_no_forecast(network.model, stack_of(network), PackedRun(network), active, active.run.end)
+
+
+def test_a_forecast_takes_the_place_of_the_whole_model(network):
+    active = PackedRun(network, ForesightConfig(method="forecast", threshold=2.0))
+    contract.check_forecast(network.model, stack_of(network), PackedRun(network), active, active.run.end)
+
+
+UNSEEN = "with its cache the model calls no wrapper, so that Foresight does not see it"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        paper(threshold=2.0),
+        pytest.param(
+            ForesightConfig(method="forecast", threshold=2.0),
+            marks=pytest.mark.xfail(raises=AssertionError, reason=UNSEEN, strict=True),
+        ),
+    ],
+    ids=lambda config: config.method,
+)
+def test_blocks_that_write_a_kv_cache_always_run(config):
+    """What ComfyUI's sampler `ar_video` does: each evaluation writes its tokens to a cache that later frames read."""
+    try:
+        model = (network := wan_causal()).model
+    except ImportError as error:
+        pytest.skip(f"this ComfyUI has no wan_causal: {error}")
+    caches = {"kv_caches": model.init_kv_caches(1, 12, "cpu", torch.float32)}
+    caches["crossattn_caches"] = model.init_crossattn_caches(1, "cpu", torch.float32)
+    plain, active = PackedRun(network), PackedRun(network, config)
+    for step in range(contract.FORECAST_STEPS):
+        outputs = []
+        for run in (plain, active):
+            model.reset_kv_caches(caches["kv_caches"])
+            outputs.append(run(step, ar_state={"start_frame": 0, **caches}))
+            assert all(cache["end"] == 12 for cache in caches["kv_caches"])
+        assert torch.equal(*outputs)
+    assert active.run.end().reused == 0
 
 
 def test_every_family_has_a_network():
