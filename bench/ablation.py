@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-from foresight.engine import forecast
+from foresight import ForecastConfig
+from foresight.engine.forecast import Forecast, History
 
+from .forced import settings_of
 from .models import MODELS
 from .table import SAME, front
 
@@ -26,60 +27,69 @@ THRESHOLDS = (0.3, 0.5, 0.8, 1.3)
 SPEEDUPS = {50: (3.0, 4.0), 20: (1.75, 2.25)}  # at which PSNR is compared
 
 
-@contextmanager
-def _changed(target, **values):
-    found = {name: getattr(target, name) for name in values}
-    for name, value in values.items():
-        setattr(target, name, value)
-    try:
-        yield
-    finally:
-        for name, value in found.items():
-            setattr(target, name, value)
+class Uncorrected(History):
+    """What the forecasts left in x stays there."""
+
+    def _corrected(self, place, output, h):
+        return output
 
 
-def _without_correction():
-    output, observe = forecast.Output, forecast.Output.observe
+class Repeating(History):
+    """Order 0: no slope is taken."""
 
-    def plain(self, step, result, unit, home):
-        observe(self, step, result, unit, home)
-        return result
-
-    return _changed(output, observe=plain)
+    damping = 1e-9
 
 
-def _fixed_interval():
+class Undamped(History):
+    """The whole slope, however far it goes."""
+
+    damping = 1e9
+
+
+def _with_history(kind: type[History]) -> type[Forecast]:
+    return type(f"With{kind.__name__}", (Forecast,), {"history": kind})
+
+
+class FixedInterval(Forecast):
     """Computed by the clock: the threshold stands for the interval, 2 to 5 steps."""
-    forecaster = forecast.Forecaster
 
-    def begin(self, step):
-        self.step = step
-        interval = 2 + THRESHOLDS.index(self.gamma)
-        return 0.0 if step.position - self._since < interval - 1e-3 else 2.0
+    def must_compute(self, place, ratio) -> bool:
+        interval = 2 + THRESHOLDS.index(self.config.threshold)
+        return place.position > self._end or place.position - self._u_n >= interval - 1e-3
 
-    def settle(self, errors):
-        for output in self._outputs.values():
-            output.error = None
+    def settle(self, values, evaluation) -> None:
+        super().settle([0.0] * len(values), evaluation)
 
-    made = forecaster.__init__
 
-    def init(self, gamma, *rest):
-        made(self, gamma, *rest)
-        self.gamma = gamma
+class EarlyWeighsNoMore(Forecast):
+    """An error costs the same at every noise level."""
 
-    return _changed(forecaster, begin=begin, settle=settle, leave_out=lambda self: None, __init__=init)
+    early = 0.0
+
+
+class LastUnprotected(Forecast):
+    """The last steps may be left out."""
+
+    last = 0.0
+
+
+class WithoutJumps(Forecast):
+    """No error is ever taken for a jump."""
+
+    jump = 1e9
 
 
 VARIANTS = {
-    "the method": lambda: _changed(forecast),
-    "no correction": _without_correction,
-    "repeats the last output (order 0)": lambda: _changed(forecast, DAMPING=1e-9),
-    "whole slope however far (not damped)": lambda: _changed(forecast, DAMPING=1e9),
-    "no evidence: a fixed interval": _fixed_interval,
-    "early errors weigh no more (no sigma weighting)": lambda: _changed(forecast, EARLY=0.0),
-    "last steps not protected": lambda: _changed(forecast, last_steps=lambda steps: 0),
-    "no jumps": lambda: _changed(forecast, JUMP=1e9),
+    "the method": Forecast,
+    "no correction": _with_history(Uncorrected),
+    "repeats the last output (order 0)": _with_history(Repeating),
+    "whole slope however far (not damped)": _with_history(Undamped),
+    "no evidence: a fixed interval": FixedInterval,
+    "early errors weigh no more (no sigma weighting)": EarlyWeighsNoMore,
+    "last steps not protected": LastUnprotected,
+    "no jumps": WithoutJumps,
 }
+_SETTINGS = {name: settings_of(variant, ForecastConfig) for name, variant in VARIANTS.items()}
 
 
 @functools.lru_cache
@@ -99,10 +109,8 @@ def points(name: str, model: str, sampler: str, steps: int, prompts) -> list[tup
     for threshold in THRESHOLDS:
         shares, quality = [], []
         for prompt, seed in prompts:
-            with VARIANTS[name]():
-                clip, _ = demo.measure(
-                    demo.apply(demo.model, demo.config(threshold=threshold)), prompt, seed, sampler, steps
-                )
+            patched = demo.apply(demo.model, _SETTINGS[name](threshold=threshold))
+            clip, _ = demo.measure(patched, prompt, seed, sampler, steps)
             run = demo.newest_run()
             shares.append(1 - run["reuse_ratio"])
             quality.append(compare(_plain(model, prompt, seed, sampler, steps), clip, prompt)["psnr"])

@@ -54,15 +54,14 @@ class Demo:
         import comfy.samplers
 
         sys.argv = arguments
-        from foresight import ForesightConfig
         from foresight.hosts.comfyui import apply_foresight, live
 
         self._torch, self._samplers, self._sample = torch, comfy.samplers, comfy.sample
-        self._live, self.apply, self.config = live, apply_foresight, ForesightConfig
+        self._live, self.apply = live, apply_foresight
         self.model, self._vae = _build(name)
 
     def run(self, prompt: str, seed: int, settings=None, steps: int = 50) -> Run:
-        """Sample one video with euler; `settings` is a ForesightConfig, None leaves the model alone."""
+        """Sample one video with euler; `settings` are those of a method, None leaves the model alone."""
         patcher = self.model if settings is None else self.apply(self.model, settings)
         begin = time.perf_counter()
         clip, _ = self.measure(patcher, prompt, seed, "euler", steps)

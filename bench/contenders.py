@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from foresight.engine import METHODS
+
 from .diffusers_host import Denoiser
 
 
@@ -40,7 +42,8 @@ class Contender:
 
 
 def _foresight(demo, settings: dict):
-    return demo.apply(demo.model, demo.config(**settings))
+    own = dict(settings)
+    return demo.apply(demo.model, METHODS[own.pop("method")](**own))
 
 
 def _core_node(name: str):

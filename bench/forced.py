@@ -1,58 +1,64 @@
 """The real engine on a schedule of ours, and the clock of its evaluations.
 
 With random weights nothing that the policy measures means anything, so the benchmark says how deep the reused prefix
-is. Everything else is what users run: wrappers, swapped blocks, samples, slots, the read-back. `Forced` is the one
-place that reaches into the engine.
+is. Everything else is what users run: wrappers, swapped blocks, samples, slots, the read-back.
 """
 
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from foresight.engine.forecast import Forecaster
-from foresight.engine.prefix import formulas as policy
+from foresight import Config, ForecastConfig, PaperConfig
+from foresight.engine.forecast import Forecast
+from foresight.engine.policy import Policy, policy_for
+from foresight.engine.prefix.policy import ReusedPrefix
+from foresight.engine.schedule import Place
 
 LADDER = (0.25, 0.5, 0.75, 1.0)  # shares of the blocks, in rising order: inside a chain l* only grows
 LADDER_INTERVAL = len(LADDER) + 1
 
 
-class Forced:
-    """Context manager: blocks up to `depths[e]` are reused in evaluation `e` (-1 for none), whatever they measured.
+def settings_of(policy: type[Policy], base: type[Config]) -> type[Config]:
+    """A type of settings of its own for a policy that differs in something from the one of `base`."""
+    own = dataclass(frozen=True)(type(f"{policy.__name__}Config", (base,), {"__doc__": policy.__doc__}))
+    policy_for(own)(policy)
+    return own
 
-    The engine compares delta <= gamma * lambda per block, as a tensor. Here lambda is the block's own number, and the
-    comparison is that number <= depth of the next evaluation: the same work on the device, another outcome. Needs
-    threshold=1.
+
+def forced_prefix(depths: Sequence[int], **settings) -> Config:
+    """Settings with which blocks up to `depths[e]` are reused in evaluation `e` (-1 for none), whatever they measured.
+
+    The engine compares a block's distance with its limit on the device. Here the limit is infinite or not a number: the
+    same work, another outcome.
 
     Args:
         depths: l* of every evaluation of the run; in a full evaluation it has to be -1.
-        evaluation: Gives the number of the present evaluation.
     """
 
-    def __init__(self, depths: Sequence[int], evaluation: Callable[[], int]):
-        self._depths, self._evaluation = [*depths, -1], evaluation
+    class ForcedPrefix(ReusedPrefix):
+        """Reuses what it is told to."""
 
-    def __enter__(self) -> "Forced":
-        self._found = policy.block_lambda, policy.qualifies
-        policy.block_lambda, policy.qualifies = self._block_lambda, self._qualifies
-        return self
+        def plan(self, keys, blocks, batch_dim, signature, layout):
+            plan = super().plan(keys, blocks, batch_dim, signature, layout)
+            if plan is None or plan.limit is None:
+                return plan
+            depth = [*depths, -1][self._evaluation + 1]
+            qualifies = torch.arange(blocks, device=plan.limit.device) <= depth
+            return replace(plan, limit=torch.where(qualifies, torch.inf, torch.nan).to(plan.limit))
 
-    def __exit__(self, *_) -> None:
-        policy.block_lambda, policy.qualifies = self._found
+        def has_measured(self) -> bool:
+            return True
 
-    def _block_lambda(self, changes: Sequence[torch.Tensor]) -> torch.Tensor:
-        self._found[0](changes)  # for its cost
-        return torch.arange(len(changes[0]), dtype=changes[0].dtype, device=changes[0].device)
-
-    def _qualifies(self, delta: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-        return limit <= self._depths[self._evaluation() + 1]
+    return settings_of(ForcedPrefix, PaperConfig)(threshold=1.0, **settings)
 
 
-class ForcedForecast:
-    """Context manager: with the method "forecast", exactly the evaluations marked in `computed` are computed.
+def forced_forecast(computed: Sequence[bool]) -> Config:
+    """Settings with which exactly the evaluations marked in `computed` are computed, the others forecast.
 
     Forecasts, corrections, measured errors and the read-back are as users have them; only the decision is replaced.
 
@@ -60,27 +66,16 @@ class ForcedForecast:
         computed: For every evaluation of the run; the first three have to be.
     """
 
-    def __init__(self, computed: Sequence[bool]):
-        self._computed = computed
+    class ForcedForecast(Forecast):
+        """Computes what it is told to."""
 
-    def __enter__(self) -> "ForcedForecast":
-        self._found = {name: getattr(Forecaster, name) for name in ("begin", "settle", "leave_out")}
-        begin, settle, computed = self._found["begin"], self._found["settle"], self._computed
+        def must_compute(self, place: Place, ratio: float) -> bool:
+            return computed[min(round(place.position), len(computed) - 1)]
 
-        def forced(forecaster, step):
-            begin(forecaster, step)
-            return 2.0 if computed[min(round(step.position), len(computed) - 1)] else 0.0
+        def settle(self, values, evaluation) -> None:
+            super().settle([0.0] * len(values), evaluation)  # random weights jump all the time
 
-        def never_forget(forecaster, errors):
-            settle(forecaster, [0.0] * len(errors))  # whatever was measured: random weights jump all the time
-
-        Forecaster.begin, Forecaster.settle = forced, never_forget
-        Forecaster.leave_out = lambda forecaster: None
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name, value in self._found.items():
-            setattr(Forecaster, name, value)
+    return settings_of(ForcedForecast, ForecastConfig)(threshold=1.0)
 
 
 def every(steps: int, interval: int) -> list[bool]:

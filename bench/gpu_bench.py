@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from foresight.engine import ForesightConfig
-from foresight.engine.prefix.slot import stream_bytes
+from foresight import PaperConfig
+from foresight.engine.prefix.stream import stream_bytes
 from foresight.hosts import families
 
 from . import real_models
-from .forced import Clock, Forced, ForcedForecast, depth_of
+from .forced import Clock, depth_of, forced_forecast, forced_prefix
 
 
 @dataclass
@@ -100,12 +100,8 @@ class Bench:
         Raises:
             RuntimeError: the engine did something else.
         """
-        settings = ForesightConfig(method="paper", threshold=1.0, warmup_steps=warmup, reuse_interval=interval)
-        counter = Clock(torch.device("cpu"))  # only counts
-        patcher = self._adapter.apply_foresight(self.patcher, settings)
-        patcher.add_wrapper_with_key(self._wrapper, "foresight_bench_count", counter)
-        with Forced(depths, lambda: counter.evaluation):
-            run = self.sample(len(depths), patcher, syncs)
+        settings = forced_prefix(depths, warmup_steps=warmup, reuse_interval=interval)
+        run = self.sample(len(depths), self._adapter.apply_foresight(self.patcher, settings), syncs)
         reached = [depth_of(evaluation) for evaluation in run.stats["evaluations"]]
         if reached != list(depths):
             why = run.stats["inactive"] or "no reason given"
@@ -118,9 +114,8 @@ class Bench:
         Raises:
             RuntimeError: the engine did something else.
         """
-        settings = ForesightConfig(method="forecast", threshold=1.0)
-        with ForcedForecast(computed):
-            run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
+        settings = forced_forecast(computed)
+        run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
         did = [bool(sum(evaluation["computed"])) for evaluation in run.stats["evaluations"]]
         if did != list(computed):
             why = run.stats["inactive"] or "no reason given"
@@ -149,5 +144,5 @@ class Bench:
         calls = len(seen) // 3  # in an evaluation
         together = self.conds // calls  # streams in a call
         layout = tuple((torch.Size((shape[0] // together, *shape[1:])), dtype) for shape, dtype in seen[-1])
-        sizes = stream_bytes(layout, self.blocks, ForesightConfig().sample_rows)
+        sizes = stream_bytes(layout, self.blocks, PaperConfig().sample_rows)
         return self.conds * sizes[0], self.conds * sizes[1], seconds

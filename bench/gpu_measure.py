@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from foresight.engine import ForesightConfig
+from foresight import PaperConfig
 
 from . import real_models
 from .forced import LADDER_INTERVAL, all_blocks, depth_of, every, ladder, scaled
@@ -129,7 +129,7 @@ def whole_runs(bench: Bench, row: dict, shares: Sequence[float], deadline: float
         shares: The recorded map: share of the blocks that each evaluation reused. Its length is the number of steps.
     """
     steps, runs = len(shares), row.setdefault("runs", {})
-    warmup = ForesightConfig(method="paper").warmup_of(steps)
+    warmup = PaperConfig().warmup_of(steps)
     schedules = {
         "n1r2": (2, all_blocks(steps, warmup, 2, bench.blocks)),
         "recorded": (2, scaled(shares, bench.blocks)),
@@ -200,5 +200,5 @@ def recorded_shares(steps: int) -> list[float]:
     from .comfy import Demo
 
     demo = Demo()
-    stats = demo.run("red ball moving right", 1, demo.config(method="paper"), steps).stats
+    stats = demo.run("red ball moving right", 1, PaperConfig(), steps).stats
     return [(depth_of(e) + 1) / len(e["computed"]) for e in stats["evaluations"]]

@@ -1,15 +1,15 @@
 """What Foresight holds with published model sizes at their usual resolution, computed: `python -m bench.memory`.
 
-A stream (a cond) holds one hidden state and the sampled rows of every block, see `foresight/store.py`. Block counts and
-widths are those of the published checkpoints, latents those of ComfyUI's default workflows.
+A stream (a cond) holds one hidden state and the sampled rows of every block, see `foresight/engine/prefix`. Block
+counts and widths are those of the published checkpoints, latents those of ComfyUI's default workflows.
 """
 
 import math
 
 import torch
 
-from foresight.engine.config import ForesightConfig
-from foresight.engine.prefix.slot import stream_bytes
+from foresight import PaperConfig
+from foresight.engine.prefix.stream import stream_bytes
 
 # name, video, latent (frames, height, width), patch, text tokens in the hidden state, width, blocks, conds, bytes
 MODELS = [
@@ -30,7 +30,7 @@ MODELS = [
 
 
 def main() -> None:
-    rows = ForesightConfig().sample_rows
+    rows = PaperConfig().sample_rows
     print("| model | video | a hidden state | held, all conds | every block's output instead |\n|---|---|---|---|---|")
     for name, video, latent, patch, text, width, blocks, conds, itemsize in MODELS:
         tokens = text + math.prod(math.ceil(n / p) for n, p in zip(latent, patch, strict=True))

@@ -12,6 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from foresight.engine import METHODS
+
 from .comfy import Demo
 
 RESULT = Path(__file__).with_name("overhead.json")
@@ -44,9 +46,9 @@ def main() -> int:
         methods[method] = rows = {
             "machine": demo.machine(),
             "steps": args.steps,
-            "nothing_reused": paired(demo.config(method=method, threshold=1e-12)),
-            "default": paired(demo.config(method=method)),
-            "fast": paired(demo.config(method=method, **FAST[method])),
+            "nothing_reused": paired(METHODS[method](threshold=1e-12)),
+            "default": paired(METHODS[method]()),
+            "fast": paired(METHODS[method](**FAST[method])),
         }
         idle = rows["nothing_reused"]["time_ratio"]
         print(f"{method}, nothing reused: {idle:.3f}x plain (limit {LIMIT_IDLE})")

@@ -2,9 +2,8 @@
 
 import torch
 
-from foresight.engine import ForesightConfig
-from foresight.engine.prefix import formulas as policy
-from foresight.engine.prefix import metric
+from foresight import PaperConfig
+from foresight.engine.prefix import formulas, metric
 
 from .meter import blocks_of
 
@@ -19,8 +18,8 @@ class _Changes:
         changes: (rows taken, cond or uncond, block) to the changes, one per evaluation from the second on.
     """
 
-    def __init__(self, net: torch.nn.Module, metric, rows: tuple[int, ...]):
-        self._metric, self._rows, self._last = metric, rows, {}
+    def __init__(self, net: torch.nn.Module, rows: tuple[int, ...]):
+        self._rows, self._last = rows, {}
         self.changes: dict[tuple, list[torch.Tensor]] = {}
         self._calls = [0] * len(blocks_of(net))
         for index, block in enumerate(blocks_of(net)):
@@ -31,11 +30,17 @@ class _Changes:
         self._calls[index] += 1
         outputs = out if isinstance(out, tuple) else (out,)
         for rows in self._rows:
-            now = tuple(x.clone() for x in self._metric.sample_rows(outputs, rows))
+            now = self._sample(outputs, rows)
             before = self._last.get((rows, stream, index))
             self._last[rows, stream, index] = now
             if before is not None:
-                self.changes.setdefault((rows, stream, index), []).append(self._metric.change(now, before))
+                self.changes.setdefault((rows, stream, index), []).append(_change(now, before))
+
+    @staticmethod
+    def _sample(outputs: tuple[torch.Tensor, ...], wanted: int) -> tuple[torch.Tensor, ...]:
+        rows = [metric.rows_of(x, 1, 0) for x in outputs]
+        stride = metric.sample_stride(sum(x.shape[1] for x in rows), wanted)
+        return tuple(metric.sample_of(x, torch.arange(0, x.shape[1], stride)) for x in rows)
 
     def together(self, rows: int, blocks: int) -> torch.Tensor:
         """(changes, blocks): means over cond and uncond, which decide together."""
@@ -43,27 +48,31 @@ class _Changes:
         return torch.stack(per_block, dim=1)
 
 
-def decisions(changes: torch.Tensor, warmup: int, gamma: float, policy) -> torch.Tensor:
+def _change(now: tuple[torch.Tensor, ...], before: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """MSE over all elements together."""
+    return metric.distance(now, before, by_stream=False).square() / sum(x.numel() for x in now)
+
+
+def decisions(changes: torch.Tensor, warmup: int, gamma: float) -> torch.Tensor:
     """Whether each block qualifies in each evaluation after warmup: (evaluations, blocks), bool.
 
     Args:
         changes: (evaluations - 1, blocks); row 0 is the change of evaluation 1.
-        policy: The module `foresight.policy`.
     """
-    limit = gamma * policy.block_lambda(list(changes[: warmup - 1]))
-    return policy.qualifies(changes[warmup - 1 :], limit)
+    limit = gamma * formulas.block_lambda(list(changes[: warmup - 1]))
+    return formulas.qualifies(changes[warmup - 1 :], limit)
 
 
 def measure(host, prompt: str, seed: int) -> dict:
     """Share of block decisions of a plain 50-step euler run that differ between the default rows and all rows."""
-    config = ForesightConfig(method="paper")
+    config = PaperConfig()
     found = []
     rows = (config.sample_rows, 0)
-    host.measure(lambda denoiser: found.append(_Changes(denoiser.net, metric, rows)), prompt, seed, "euler", STEPS)
+    host.measure(lambda denoiser: found.append(_Changes(denoiser.net, rows)), prompt, seed, "euler", STEPS)
     blocks, warmup = len(blocks_of(host.net)), config.warmup_of(STEPS)
     sampled, exact = (found[0].together(n, blocks) for n in rows)
     shares = {}
     for gamma in GAMMAS:
-        a, b = (decisions(x, warmup, gamma, policy) for x in (sampled, exact))
+        a, b = (decisions(x, warmup, gamma) for x in (sampled, exact))
         shares[str(gamma)] = float((a != b).float().mean())
     return {"model": host.name, "sample_rows": config.sample_rows, "steps": STEPS, "differ_by_gamma": shares}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from foresight import PaperConfig
 from foresight.report.quality import mean_psnr
 
 from .comfy import Demo
@@ -39,7 +40,7 @@ def main() -> None:
     for interval in (2, 3, 4):
         for gamma in (0.5, 1.0, 2.0):
             for kind in ("output", "residual"):
-                settings = demo.config(method="paper", reuse_interval=interval, threshold=gamma, cache_kind=kind)
+                settings = PaperConfig(reuse_interval=interval, threshold=gamma, cache_kind=kind)
                 runs = [demo.run(prompt, seed, settings, args.steps) for prompt, seed in prompts]
                 quality = [
                     min(mean_psnr(torch.from_numpy(a), torch.from_numpy(run.clip)), 99.0)

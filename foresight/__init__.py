@@ -1,5 +1,9 @@
-"""Foresight: faster sampling of diffusion transformers without retraining. See `engine` and `hosts`."""
+"""Foresight: faster sampling of diffusion transformers without retraining.
 
-from .engine import ForesightConfig, RunStats
+`foresight.hosts.diffusers` and `foresight.hosts.comfyui` have `apply_foresight`; its settings are of the type of one
+method.
+"""
 
-__all__ = ["ForesightConfig", "RunStats"]
+from .engine import Config, ForecastConfig, PaperConfig, RunStats
+
+__all__ = ["Config", "ForecastConfig", "PaperConfig", "RunStats"]

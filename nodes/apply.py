@@ -2,32 +2,30 @@
 
 from comfy_api.latest import io
 
-from ..foresight.engine import ForesightConfig
-from ..foresight.engine.config import AUTO_WARMUP, AUTO_WARMUP_MIN
+from ..foresight.engine import METHODS, Config
+from ..foresight.engine.prefix.policy import AUTO_INTERVAL
+from ..foresight.engine.schedule import AUTO_WARMUP, AUTO_WARMUP_MIN
 from ..foresight.hosts.comfyui import apply_foresight
 from .common import CATEGORY
 
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
-    (io.Int, "warmup_steps", False,
-     f"Steps computed in full first. 0 = {AUTO_WARMUP_MIN}; with the method paper {AUTO_WARMUP:.0%} of the run, at "
-     f"least {AUTO_WARMUP_MIN}."),
     (io.Float, "threshold", False,
-     "Speed against quality: higher is faster and drifts more. 0 = off, the exact plain result. With the method paper, "
-     "a block is reused while its change is at most this multiple of its change during warmup (gamma)."),
+     "Speed against quality: higher is faster and drifts more. 0.25 for a final video, 0.5 to begin with, 1 for "
+     "looking around, 2 for drafts. 0 = off, the exact plain result."),
+    (io.Int, "warmup_steps", False,
+     f"Steps at the beginning that are computed in full. 0 = automatic: {AUTO_WARMUP_MIN} steps; with the method paper "
+     f"{AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
     (io.Int, "reuse_interval", False,
-     "For the method paper: every n-th evaluation after warmup is computed in full (R); those between may reuse. "
-     "Higher is faster. 1 = off, with either method; otherwise forecast chooses by itself."),
+     "The longest pause between two computations. forecast: at most n - 1 evaluations in a row are left out. paper: "
+     f"every n-th evaluation after warmup is computed in full. 0 = automatic (paper: {AUTO_INTERVAL}). 1 = off."),
     (io.Float, "start_percent", True, "Before this share of sampling everything is computed."),
     (io.Float, "end_percent", True, "After this share of sampling everything is computed."),
     (io.Combo, "cache_device", True,
-     "Where a stored hidden state waits between its evaluations: on the GPU, or in RAM. "
+     "Where stored tensors wait between their uses: on the GPU, or in RAM. "
      "auto = GPU, RAM where the GPU is short of memory."),
     (io.Float, "cache_budget_gb", True,
-     "Most memory (GiB) for stored features on the GPU; a run that needs more uses RAM (auto), and if that is not "
+     "Most memory (GiB) for stored tensors on the GPU; a run that needs more uses RAM (auto), and if that is not "
      "enough it is computed in full and says so. 0 = what the first evaluation leaves free."),
-    (io.Combo, "method", True,
-     "forecast leaves out whole evaluations and forecasts their result from the last two, by the error that it "
-     "measures; it takes almost no memory. paper reuses single blocks' outputs, as in arXiv 2506.00329."),
 ]  # fmt: skip
 
 
@@ -38,19 +36,28 @@ class ForesightApply(io.ComfyNode):
             node_id="ForesightApply",
             display_name="Foresight",
             category=CATEGORY,
-            description="Makes video models faster: work whose result barely changes or can be foreseen from one step "
-            "to the next is reused, decided while the video is made. Put it between the model loader (after LoRAs) and "
-            "the sampler. In workflows with two models (Wan 2.2), use one on each.",
+            description="Makes video models faster: work whose result can be foreseen, or barely changes, is left out, "
+            "decided while the video is made. Put it between the model loader (after LoRAs) and the sampler. In "
+            "workflows with two models (Wan 2.2), use one on each.",
             search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"],
             is_experimental=True,
             inputs=[
                 io.Model.Input("model", tooltip="The video model to make faster."),
+                io.Combo.Input(
+                    "method",
+                    optional=True,  # as are the others: prompts that a script sends keep working when one is added
+                    options=list(METHODS),
+                    default=next(iter(METHODS)),
+                    tooltip="forecast leaves out whole evaluations of the model and forecasts their result from the "
+                    "last two, by the error that it measures; it takes almost no memory. paper leaves out the first "
+                    "blocks of an evaluation where they barely change, as in arXiv 2506.00329.",
+                ),
                 *(
-                    kind.Input(name, tooltip=tooltip, advanced=advanced or None, **ForesightConfig.limits(name))
+                    kind.Input(name, optional=True, tooltip=tooltip, advanced=advanced or None, **Config.limits(name))
                     for kind, name, advanced, tooltip in _WIDGETS
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, with block reuse in its sampler runs.")],
+            outputs=[io.Model.Output(tooltip="The model, with Foresight in its sampler runs.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
@@ -59,13 +66,13 @@ class ForesightApply(io.ComfyNode):
         if start_percent is None or end_percent is None:  # comes from a link: known at execution only
             return True
         try:
-            ForesightConfig(start_percent=start_percent, end_percent=end_percent)
+            Config(start_percent=start_percent, end_percent=end_percent)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, model, **settings) -> io.NodeOutput:
+    def execute(cls, model, method: str = next(iter(METHODS)), **settings) -> io.NodeOutput:
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow") or {}
-        config = ForesightConfig(**settings)
+        config = METHODS[method](**settings)
         return io.NodeOutput(apply_foresight(model, config, cls.hidden.unique_id, workflow.get("id")))

@@ -28,7 +28,6 @@ FORBIDDEN = {  # folder -> what its modules must not import
 
 PRODUCT = ("foresight", "nodes", "models", "tools")  # folders whose files and functions have to stay short
 BEING_SPLIT = {  # files that are still over the limits: only ever take one out
-    "foresight/engine/session.py",
     "foresight/hosts/comfyui/__init__.py",
     "foresight/hosts/families.py",
     "tools/demo/clips.py",

@@ -172,11 +172,11 @@ class Diffusers:
     def __enter__(self) -> "Diffusers":
         import diffusers
 
-        from foresight import ForesightConfig
+        from foresight.engine import METHODS
         from foresight.hosts.diffusers import apply_foresight
 
         steady_malloc()
-        self._apply, self._config = apply_foresight, ForesightConfig
+        self._apply, self._methods = apply_foresight, METHODS
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT)
         transformer = model.load_diffusers()
         transformer.register_forward_pre_hook(_locate, with_kwargs=True)
@@ -188,12 +188,14 @@ class Diffusers:
         del self._pipe
 
     def generate(self, text: str, seed: int, settings: dict | None, steps: int = 50) -> Clip:
-        """One video of the prompt; `settings` are those of ForesightConfig, None runs without Foresight."""
+        """One video of the prompt; `settings` are those of the node, None runs without Foresight."""
         shape = (1, codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         handle = None
         if settings is not None:
-            handle = self._apply(self._pipe.transformer, self._config(**settings))
+            own = dict(settings)
+            config = self._methods[own.pop("method", "forecast")](**own)
+            handle = self._apply(self._pipe.transformer, config)
         try:
             start = time.perf_counter()
             latent = self._pipe(

@@ -1,11 +1,16 @@
-"""The Foresight engine (arXiv 2506.00329).
+"""The engine: what is left out of a run and what is kept for that. Torch and the standard library only.
 
-Decides which DiT blocks to reuse and keeps what they need. Torch and the standard library only.
+A `Run` is one sampler run. What it leaves out a policy decides, one for each method: `forecast` and `prefix` (the
+paper's, arXiv 2506.00329).
 """
 
-from .config import ForesightConfig
-from .prefix.call import Call
-from .run import Session
+from .budget import Offload
+from .config import Config
+from .forecast import ForecastConfig
+from .prefix.policy import PaperConfig
+from .run import Run
 from .stats import RunStats
 
-__all__ = ["Call", "ForesightConfig", "RunStats", "Session"]
+METHODS: dict[str, type[Config]] = {config.name: config for config in (ForecastConfig, PaperConfig)}
+
+__all__ = ["METHODS", "Config", "ForecastConfig", "Offload", "PaperConfig", "Run", "RunStats"]

@@ -2,55 +2,53 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
-METHODS = ("forecast", "paper")
 CACHE_DEVICES = ("auto", "gpu", "cpu")
-CACHE_KINDS = ("output", "residual")
-
-AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
-AUTO_WARMUP_MIN = 3  # two changes, one alone is a noisy reference; or a value, a slope and a measured error
 
 
-def _limited(default, low, high, step):
+def limited(default: float, low: float, high: float, step: float):
+    """A numeric setting with its limits."""
     return field(default=default, metadata={"min": low, "max": high, "step": step})
 
 
+def chosen(default: str, options: tuple[str, ...]):
+    """A setting that is one of several words."""
+    return field(default=default, metadata={"options": options})
+
+
 @dataclass(frozen=True)
-class ForesightConfig:
-    """Settings of one node or one `apply_foresight`; shared by all runs, so it never changes.
+class Config:
+    """The settings that every method has. A method's own type says which method it is, and may add settings.
+
+    One config serves all runs of a node or of an `apply_foresight`, so it never changes.
 
     Attributes:
-        warmup_steps: W, leading denoising steps that are computed in full; 0 means 15 % of the run's steps, at least 3,
-            with the method "paper", and 3 with "forecast".
-        threshold: gamma, scale on a block's reference change lambda ("paper") or on the error that leaving evaluations
-            out may cause ("forecast"). Higher reuses more and drifts more; 0 turns reuse off.
-        reuse_interval: R, every R-th evaluation after warmup is computed in full, beginning with the first; 1 turns
-            reuse off. "forecast" chooses by itself when to compute and takes only the 1.
+        name: The method, as nodes and records call it.
+        unused: What the record says when a run of this method left nothing out.
+        warmup_steps: W, leading denoising steps that are computed in full; 0 lets the method choose.
+        threshold: gamma. Higher leaves more out and drifts more; 0 turns the method off, bit for bit.
+        reuse_interval: R, at least every R-th evaluation is computed in full; 0 lets the method choose, 1 turns it off.
         start_percent: Share of sampling before which everything is computed.
         end_percent: Share of sampling after which everything is computed.
-        cache_device: Where a stored hidden state waits between evaluations: "gpu" (the model's device), "cpu", "auto".
-        cache_budget_gb: Memory that the stored features may take, in GiB; 0 lets the host choose.
-        cache_kind: "output" hands out the stored hidden state, "residual" adds its change over the prefix to the input.
-        sample_rows: Rows of a block output that the change is measured on, about, and a third of them at most; 0 takes
-            every row (exact).
-        method: "forecast" leaves out whole evaluations and forecasts their output, see `forecast.py`; "paper" reuses a
-            prefix of blocks in them, see `policy.py`. The two before are for "paper" alone.
+        cache_device: Where stored tensors wait between evaluations: "gpu" (the model's device), "cpu", or "auto".
+        cache_budget_gb: Memory that stored tensors may take, in GiB; 0 lets the host choose.
 
     Raises:
         ValueError: a value is outside its limits, or start_percent is not below end_percent.
     """
 
-    warmup_steps: int = _limited(0, 0, 100, 1)
-    threshold: float = _limited(0.5, 0.0, 2.0, 0.05)
-    reuse_interval: int = _limited(2, 1, 8, 1)
-    start_percent: float = _limited(0.0, 0.0, 1.0, 0.01)
-    end_percent: float = _limited(1.0, 0.0, 1.0, 0.01)
-    cache_device: str = field(default="auto", metadata={"options": CACHE_DEVICES})
-    cache_budget_gb: float = _limited(0.0, 0.0, 1024.0, 0.1)
-    cache_kind: str = field(default="output", metadata={"options": CACHE_KINDS})
-    sample_rows: int = _limited(1024, 0, 1 << 20, 1)
-    method: str = field(default="forecast", metadata={"options": METHODS})
+    name: ClassVar[str]
+    unused: ClassVar[str]
+
+    warmup_steps: int = limited(0, 0, 100, 1)
+    threshold: float = limited(0.5, 0.0, 2.0, 0.05)
+    reuse_interval: int = limited(0, 0, 8, 1)
+    start_percent: float = limited(0.0, 0.0, 1.0, 0.01)
+    end_percent: float = limited(1.0, 0.0, 1.0, 0.01)
+    cache_device: str = chosen("auto", CACHE_DEVICES)
+    cache_budget_gb: float = limited(0.0, 0.0, 1024.0, 0.1)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -59,9 +57,10 @@ class ForesightConfig:
                 if value not in limits["options"]:
                     raise ValueError(f"{f.name}={value!r}: must be one of {', '.join(limits['options'])}")
                 continue
-            kinds = (int,) if f.type is int else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-                raise ValueError(f"{f.name}={value!r}: must be {'a whole' if f.type is int else 'a finite'} number")
+            whole = type(f.default) is int
+            number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ValueError(f"{f.name}={value!r}: must be {'a whole' if whole else 'a finite'} number")
             if not limits["min"] <= value <= limits["max"]:
                 raise ValueError(f"{f.name}={value}: must be between {limits['min']} and {limits['max']}")
         if self.start_percent >= self.end_percent:
@@ -82,14 +81,21 @@ class ForesightConfig:
 
     @property
     def off_reason(self) -> str | None:
-        """Why these settings turn reuse off altogether, or None."""
+        """Why these settings turn the method off altogether, or None."""
         if self.threshold == 0:
             return "threshold is 0"
         if self.reuse_interval == 1:
             return "reuse_interval is 1"
         return None
 
-    def warmup_of(self, steps: int) -> int:
-        """W for a run of `steps` denoising steps."""
-        automatic = AUTO_WARMUP_MIN if self.method == "forecast" else math.ceil(AUTO_WARMUP * steps)
-        return self.warmup_steps or max(AUTO_WARMUP_MIN, automatic)
+    def warmup_of(self, steps: int | None) -> int | None:
+        """W for a run of `steps` denoising steps; None where it depends on them and they are not known."""
+        return self.warmup_steps or self.automatic_warmup(steps)
+
+    def automatic_warmup(self, steps: int | None) -> int | None:
+        """W where the user leaves it to the method."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict:
+        """Settings as JSON types, with the name of the method."""
+        return {"method": self.name, **asdict(self)}

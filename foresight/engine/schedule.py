@@ -1,14 +1,25 @@
-"""Where an evaluation stands in its run: noise levels, steps, and what the sampler makes of an output there."""
+"""Where an evaluation stands in its run: noise levels, steps, warmup, and what the sampler makes of an output there."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from .config import Config
+
+AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
+AUTO_WARMUP_MIN = 3  # paper: lambda needs two changes, one is too noisy. forecast: an output, a slope, a measured error
+
+Phase = Literal["warmup", "before", "within", "after"]
 
 
 @dataclass(frozen=True)
-class Step:
+class Place:
     """Where an evaluation stands in its run.
 
     Attributes:
+        phase: "warmup", or where the level lies against start_percent..end_percent.
+        since_warmup: Evaluations since warmup ended; None while it lasts.
         position: u, in steps of the schedule from its beginning.
         noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
         share: How much of that share the step takes away.
@@ -16,58 +27,111 @@ class Step:
         b: See `a`.
     """
 
+    phase: Phase
+    since_warmup: int | None
     position: float
     noise: float
     share: float
     a: float
     b: float
 
+    @property
+    def may_reuse(self) -> bool:
+        """Whether anything may be left out here."""
+        return self.phase == "within"
+
 
 class Schedule:
-    """A run's noise levels, as far as the host tells them.
+    """A run's noise levels, as far as the host tells them, and the parts of a run: warmup, the user's range, the rest.
 
     Args:
+        config: Says how long warmup is, and the range of percents.
         levels: First to last (steps + 1 values, falling), None if unknown.
         steps: Number of denoising steps, if only that is known.
         noise: Share of noise (0..1) in the sampler's latent at a level; the level over the first one by default.
+        region: (highest, lowest) level of start_percent..end_percent; None takes the share of the steps, or of the
+            noise level.
     """
 
     def __init__(
-        self, levels: Sequence[float] | None, steps: int | None = None, noise: Callable[[float], float] | None = None
+        self,
+        config: Config,
+        levels: Sequence[float] | None = None,
+        steps: int | None = None,
+        noise: Callable[[float], float] | None = None,
+        region: tuple[float, float] | None = None,
     ):
         self._levels = tuple(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
-        self._noise = noise
+        self.warmup = config.warmup_of(self.steps)
+        self._noise, self._region = noise, region
+        self._percents = config.start_percent, config.end_percent
+        self._evaluation = -1
+        self._warm_at: int | None = None  # the first evaluation after warmup
+        self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
+        self._first: float | None = None  # the level that was seen first
         self._position, self._level, self._share = -1.0, None, 0.02  # where the levels are unknown: u, the last ones
-        self.first: float | None = None  # level that was seen
 
-    def step(self, level: float | None, evaluation: int) -> int:
+    @property
+    def is_warm(self) -> bool:
+        """Whether warmup is over."""
+        return self._warm_at is not None
+
+    def place(self, level: float | None) -> Place:
+        """Where the next evaluation stands; asked once for each, in order."""
+        self._evaluation += 1
+        if self._first is None:
+            self._first = level
+        if self._warm_at is None and not self._warming(level):
+            self._warm_at = self._evaluation
+        since = None if self._warm_at is None else self._evaluation - self._warm_at
+        phase = "warmup" if since is None else self._part(level)
+        known = self._levels is not None and level is not None
+        return Place(phase, since, *(self._scheduled(level) if known else self._unscheduled(level)))
+
+    def _step(self, level: float | None) -> int:
         """The denoising step whose level this is; evaluations are not steps, a second-order sampler has more."""
         if self._levels is None or level is None:
-            return evaluation
+            return self._evaluation
         return sum(entry >= level * (1 - 1e-4) for entry in self._levels) - 1
 
-    def place(self, level: float | None) -> Step:
-        """Where the next evaluation stands; once for each, in order."""
-        if self.first is None:
-            self.first = level
-        if self._levels is None or level is None:
-            return self._unscheduled(level)
-        index = min(max(self.step(level, 0), 0), self.steps - 1)
+    def _passed(self, level: float | None) -> float:
+        """Share of the first level that is gone."""
+        return 1 - level / self._first if level is not None and self._first else 0.0
+
+    def _warming(self, level: float | None) -> bool:
+        if self.warmup is None:  # it is a share of the run, and nobody says how long that is
+            passed = 1.0 if level is None else self._passed(level)
+            return self._evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
+        step = self._step(level)
+        self._visits[step] += 1
+        # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
+        return step < self.warmup or step == self.warmup and self._evaluation < self.warmup * self._visits[step - 1]
+
+    def _part(self, level: float | None) -> Phase:
+        if self._region is not None and level is not None:
+            before, after = level > self._region[0], level <= self._region[1]
+        else:
+            percent = self._passed(level) if self.steps is None else self._step(level) / self.steps
+            before, after = percent < self._percents[0], percent >= self._percents[1]
+        return "after" if after else "before" if before else "within"
+
+    def _scheduled(self, level: float) -> tuple[float, float, float, float, float]:
+        index = min(max(self._step(level), 0), self.steps - 1)
         here, following = self._levels[index : index + 2]
         within = (here - level) / (here - following) if here > following else 0.0
         a = min(following / level, 1.0) if level else 0.0
-        noise = self._noise or (lambda x: x / self._levels[0])
+        noise = self._noise or (lambda x: x / self._levels[0] if self._levels[0] else 0.0)
         share = max(0.0, noise(level) - noise(following))
-        return Step(index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a)
+        return index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a
 
-    def _unscheduled(self, level: float | None) -> Step:
+    def _unscheduled(self, level: float | None) -> tuple[float, float, float, float, float]:
         """The same where the host does not tell its levels: the next step is taken to be like the last one."""
         before, self._level = self._level, level
         if before is None or level is None or level != before:
             self._position += 1
         if level is None:
-            return Step(self._position, 0.5, 1 / (self.steps or 50), 1.0, 1.0)
-        if before is not None and before > level:
-            self._share = (before - level) / self.first
-        return Step(self._position, level / self.first, self._share, 1.0, 1.0)
+            return self._position, 0.5, 1 / (self.steps or 50), 1.0, 1.0
+        if before is not None and before > level and self._first:
+            self._share = (before - level) / self._first
+        return self._position, level / self._first if self._first else 0.0, self._share, 1.0, 1.0

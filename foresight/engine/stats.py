@@ -3,10 +3,14 @@
 import math
 import statistics
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-from .config import ForesightConfig
+from .config import Config
+from .tensors import format_bytes
 
-FORMAT = 1  # of `RunStats.to_dict`
+FORMAT = 2  # of `RunStats.to_dict`; 1 had the settings of both methods in one record
+
+Kind = Literal["warmup", "outside", "full", "reuse", "plain"]
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Evaluation:
             tolerance); None where nothing was measured.
     """
 
-    kind: str
+    kind: Kind
     level: float | None = None
     seconds: float | None = None
     computed: list[int] = field(default_factory=list)
@@ -41,14 +45,19 @@ class Evaluation:
         if ratio is not None:
             self.ratio[block] = ratio if self.ratio[block] is None else max(ratio, self.ratio[block])
 
+    def count_all(self, blocks: int, calls: int) -> None:
+        """Add `calls` calls of every block, all computed."""
+        for block in range(blocks):
+            self.count(block, False, calls, None)
+
     def repeat(self, calls: list[int]) -> None:
         """All of these block calls, per block, are left out at once."""
         for block, n in enumerate(calls):
             self.count(block, True, n, None)
 
-    def note_ratio(self, ratio: float) -> None:
-        """Why all blocks are computed: predicted error over tolerance."""
-        if math.isfinite(ratio):
+    def note_ratio(self, ratio: float | None) -> None:
+        """What the decision to compute all blocks rests on, see `policy.Decision`."""
+        if ratio is not None and math.isfinite(ratio):
             self.ratio = [ratio] * len(self.computed)
 
 
@@ -65,7 +74,7 @@ class RunStats:
         in_ram: Whether hidden states waited in RAM.
     """
 
-    config: ForesightConfig
+    config: Config
     steps: int | None = None
     warmup_steps: int | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -117,24 +126,22 @@ class RunStats:
         spent = (count - with_reuse) * self.seconds_full + with_reuse * (self.seconds_reuse or 0.0)
         return count * self.seconds_full / spent
 
-    def to_dict(self) -> dict:
-        """Everything as JSON types."""
-        figures = (
-            "reused",
-            "total",
-            "reuse_ratio",
-            "block_speedup",
-            "seconds_full",
-            "seconds_reuse",
-            "estimated_speedup",
-        )
-        return {"format": FORMAT, **{name: getattr(self, name) for name in figures}, **asdict(self)}
+    def figures(self) -> dict:
+        """The figures of the run as a whole: of the log, of the live map and of the report alike."""
+        counted = "reused", "total", "reuse_ratio", "block_speedup"
+        measured = "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"
+        own = "steps", "warmup_steps", "inactive", "in_ram"
+        return {name: getattr(self, name) for name in (*counted, *measured, *own)}
+
+    def to_dict(self, first: int = 0, end: int | None = None) -> dict:
+        """Everything as JSON types; of the evaluations those from `first` to before `end`."""
+        rows = [asdict(evaluation) for evaluation in self.evaluations[first:end]]
+        return {"format": FORMAT, **self.figures(), "config": self.config.to_dict(), "evaluations": rows}
 
     def summary(self) -> str:
         """One line for the log and the node."""
         if not self.reused:
-            unused = {"paper": "no block qualified", "forecast": "no forecast was good enough"}
-            reason = self.inactive or unused[self.config.method]
+            reason = self.inactive or self.config.unused
             return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
         full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
         reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"
@@ -145,8 +152,3 @@ class RunStats:
             f"held {format_bytes(self.peak_bytes)}{' (hidden states in RAM)' if self.in_ram else ''}"
         )
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
-
-
-def format_bytes(count: int) -> str:
-    """Bytes as a readable quantity."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -6,12 +6,16 @@ blocks may do more, is refused until it has a record of its own.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-Tensors = tuple[torch.Tensor, ...]
+from ..engine import Run
+from ..engine.compiler import outside_graphs
+from ..engine.policy import BlockCall
+from ..engine.tensors import Tensors
+
 # (first block's input, this block's input, this block's keyword arguments) -> the first block's input in this block's
 # layout
 Join = Callable[[Tensors, Tensors, Mapping], Tensors]
@@ -41,7 +45,7 @@ class Section:
     paired: bool = False
     method: str = "forward"
 
-    @torch.compiler.disable
+    @outside_graphs()
     def read(self, args: tuple, kwargs: Mapping) -> Tensors:
         """The hidden states among the arguments of a block, without those that are None (a video without audio)."""
         return tuple(x for x in self._slots(args, kwargs) if x is not None)
@@ -54,14 +58,14 @@ class Section:
     def _single(self) -> bool:
         return len(self.inputs) == 1 and not self.paired
 
-    @torch.compiler.disable
+    @outside_graphs()
     def unpack(self, result) -> Tensors:
         """The hidden states among what a block returned."""
         if self._single:
             return (result,)
         return tuple(x for x in result[: len(result) - len(self.passed)] if x is not None)
 
-    @torch.compiler.disable
+    @outside_graphs()
     def pack(self, hidden_states: Tensors, args: tuple, kwargs: Mapping):
         """What a block with these arguments would return with these hidden states."""
         if self._single:
@@ -317,7 +321,8 @@ def family_of(model: object, table: tuple[Family, ...]) -> Family:
     Raises:
         UnsupportedModel: the table has none.
     """
-    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    cls = _own_class(type(model))
+    name = f"{cls.__module__}.{cls.__qualname__}"
     for family in table:
         if family.model == name:
             return family
@@ -328,6 +333,13 @@ def family_of(model: object, table: tuple[Family, ...]) -> Family:
     )
 
 
+def _own_class(cls: type) -> type:
+    """The class that a model was made of, where torch's FSDP has put a class of its own before it."""
+    bases = cls.__bases__
+    fsdp = [base for base in bases if base.__name__ == "FSDPModule" and base.__module__.startswith("torch.distributed")]
+    return next((base for base in bases if base not in fsdp), cls) if fsdp else cls
+
+
 class Swapped:
     """Context manager: during one call of the model, every block's `forward` (or the like) asks `call` first.
 
@@ -335,14 +347,14 @@ class Swapped:
 
     Args:
         stack: From `Family.stack`.
-        call: The engine's `Call`.
+        call: The engine's `BlockCall`.
     """
 
-    def __init__(self, stack: list[tuple[torch.nn.Module, Section]], call):
+    def __init__(self, stack: list[tuple[torch.nn.Module, Section]], call: BlockCall):
         self._stack, self._call = stack, call
         self._found: list[tuple[torch.nn.Module, str, object]] = []
 
-    @torch.compiler.disable
+    @outside_graphs()
     def __enter__(self) -> None:
         for index, (block, section) in enumerate(self._stack):
             name = section.method
@@ -350,7 +362,7 @@ class Swapped:
             # nn.Module's own __setattr__ (and a compiled module's) would look for parameters first
             object.__setattr__(block, name, functools.partial(self._forward, index, section, getattr(block, name)))
 
-    @torch.compiler.disable
+    @outside_graphs()
     def __exit__(self, *_) -> None:
         for block, name, found in reversed(self._found):
             if found is self:
@@ -359,16 +371,40 @@ class Swapped:
                 object.__setattr__(block, name, found)
         self._found.clear()
 
-    @torch.compiler.disable(recursive=False)
+    @outside_graphs(recursive=False)
     def _forward(self, index: int, section: Section, original: Callable, /, *args, **kwargs):
-        inputs = section.read(args, kwargs)
-        results = []
-
-        @torch.compiler.disable(recursive=False)
-        def compute() -> Tensors:
-            results.append(original(*args, **kwargs))
-            return section.unpack(results[0])
-
+        inputs, computed = section.read(args, kwargs), _Computed(section, original, args, kwargs)
         join = section.join and functools.partial(section.join, inputs=inputs, kwargs=kwargs)
-        hidden_states = self._call.block(index, inputs, compute, join)
-        return results[0] if results else section.pack(hidden_states, args, kwargs)
+        hidden_states = self._call.block(index, inputs, computed.compute, join)
+        return computed.results[0] if computed.results else section.pack(hidden_states, args, kwargs)
+
+
+class _Computed:
+    """A block with its arguments, which is computed if and when the engine asks for it."""
+
+    def __init__(self, section: Section, original: Callable, args: tuple, kwargs: dict):
+        self._section, self._original, self._args, self._kwargs = section, original, args, kwargs
+        self.results: list = []  # what the block itself returned
+
+    @outside_graphs(recursive=False)
+    def compute(self) -> Tensors:
+        self.results.append(self._original(*self._args, **self._kwargs))
+        return self._section.unpack(self.results[0])
+
+
+@outside_graphs(recursive=False)
+def run_blocks(
+    run: Run, stack: list[tuple[torch.nn.Module, Section]], keys: Sequence, forward: Callable[[], object], batch_dim=0
+):
+    """One call of the model, `forward`, whose blocks ask the run first; they stay untouched where it wants nothing.
+
+    Called as `blocks.run_blocks`, so that a compiler can be kept out. Arguments as in `Run.begin_call`.
+    """
+    call = run.begin_call(keys, len(stack), batch_dim)
+    if call is None:
+        return forward()
+    with Swapped(stack, call):
+        result = forward()
+    if run.end_call(call):
+        return result
+    return run_blocks(run, stack, keys, forward, batch_dim)  # once more, plainly: the run is inactive now

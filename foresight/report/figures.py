@@ -1,6 +1,6 @@
 """Figures of one or several runs together, as a text table and as the report file (`schema.json`)."""
 
-FORMAT = 1  # of `report_file`
+FORMAT = 2  # of `report_file`; 1 had the settings of both methods in each run
 
 
 def totals(runs: list[dict]) -> dict:
@@ -71,7 +71,7 @@ _ROWS = {
 
 
 def _settings(config: dict, warmup: int | None) -> str:
-    interval = f", R {config['reuse_interval']}" if config["method"] == "paper" else ""
+    interval = f", R {config['reuse_interval']}" if config["reuse_interval"] else ""
     return f"{config['method']}, W {warmup}, gamma {config['threshold']:g}{interval}"
 
 

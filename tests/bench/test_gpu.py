@@ -12,7 +12,11 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.supported_models
 
 from bench import forced, gpu, gpu_bench, gpu_measure, gpu_table, real_models
-from foresight.engine.prefix import formulas as policy
+from foresight import ForecastConfig, PaperConfig
+from foresight.engine.forecast import Forecast
+from foresight.engine.policy import policy_of
+from foresight.engine.prefix import formulas
+from foresight.engine.prefix.policy import ReusedPrefix
 
 CPU = torch.device("cpu")
 HERE = {  # ComfyUI has CogVideoX since 0.20
@@ -116,30 +120,26 @@ def test_schedules():
 
 
 def test_forced_run_goes_through_the_engine_and_leaves_it_as_it_was(wan):
-    found = policy.block_lambda, policy.qualifies
     depths = [-1, -1, -1, 2, -1, 0, -1, 3, -1]
     run = wan.forced(depths, 2, 2)
     assert [forced.depth_of(e) for e in run.stats["evaluations"]] == depths
     # 2 conds: 3 of 4 blocks reused, then 1, then all
     assert run.stats["reused"] == 2 * (3 + 1 + 4)
-    assert (policy.block_lambda, policy.qualifies) == found
+    assert policy_of(PaperConfig()) is ReusedPrefix
 
 
 def test_forced_forecast_goes_through_the_engine_and_leaves_it_as_it_was(wan):
-    from foresight.engine.forecast import Forecaster
-
-    found = Forecaster.begin, Forecaster.settle, Forecaster.leave_out
     computed = forced.every(10, 3)
     assert computed == [True, True, True, False, False, True, False, False, True, True]
     run = wan.forecast(computed)
     assert run.finite and run.stats["reused"] == 4 * 2 * wan.blocks
-    assert (Forecaster.begin, Forecaster.settle, Forecaster.leave_out) == found
+    assert policy_of(ForecastConfig()) is Forecast
     with pytest.raises(RuntimeError, match="Foresight computed .* was asked for"):
         wan.forecast([True, False, True, True])  # no forecast without a slope
 
 
 def test_engine_that_does_not_follow_is_an_error(wan, monkeypatch):
-    monkeypatch.setattr(forced.Forced, "_qualifies", lambda self, delta, limit: limit < 0)
+    monkeypatch.setattr(formulas, "qualifies", lambda delta, limit: limit < 0)
     with pytest.raises(RuntimeError, match="reused up to blocks .* was asked for"):
         wan.forced([-1, -1, -1, 3, -1], 2, 2)
 
@@ -217,15 +217,15 @@ def test_clock_of_a_gpu_counts_syncs_between_evaluations(monkeypatch):
 
 def test_bench_counts_what_a_cache_adds(wan, monkeypatch):
     """As on a GPU, with a read-back that says when it waits."""
-    from foresight.engine import Session
+    from foresight.engine import Run
 
-    read_back = Session.read_back
+    read_back = Run.read_back
 
     def tell(self, level):
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         return read_back(self, level)
 
-    monkeypatch.setattr(Session, "read_back", tell)
+    monkeypatch.setattr(Run, "read_back", tell)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     enter = forced.Clock.__enter__
 

@@ -209,11 +209,9 @@ def test_the_sampling_check_decides_the_same_with_the_same_rows():
     from bench import jobs, sampling_check
 
     jobs.both_hosts("wan")
-    from foresight.engine.prefix import formulas as policy
-
     # changes of evaluations 1 to 5 for two blocks; lambda = 1 + 0.1 x 1 with W = 3
     changes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 2.0], [1.1, 0.0], [1.2, 0.1]])
-    decided = sampling_check.decisions(changes, 3, 1.0, policy)
+    decided = sampling_check.decisions(changes, 3, 1.0)
     assert decided.tolist() == [[True, False], [True, True], [False, True]]
 
 

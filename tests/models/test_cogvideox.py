@@ -13,10 +13,10 @@ import comfy.sample
 import safetensors.torch
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
 
+from foresight import PaperConfig
 from foresight.hosts import comfyui
 from models import loading
 from support.reference_weights import fill, named
-from support.toy import paper
 
 KINDS = {"2B": False, "5B": True}  # whether positions are rotary
 # Core's rotary positions are diffusers' at the published size alone; at others diffusers stretches them.
@@ -105,9 +105,9 @@ def test_foresight_reuses_it(kind, caplog):
     patcher = loading.load_cogvideox(path, {"dtype": torch.float32})
     texts, noise = (named("ct", 1, 6, 32), named("empty", 1, 6, 32)), named("noise", *LATENT[name])
     plain = sample(patcher, noise, texts, 12, 4.0)
-    nothing = comfyui.apply_foresight(patcher, paper(threshold=1e-9))
+    nothing = comfyui.apply_foresight(patcher, PaperConfig(threshold=1e-9))
     assert torch.equal(plain, sample(nothing, noise, texts, 12, 4.0))
-    much = comfyui.apply_foresight(patcher, paper(threshold=2.0, warmup_steps=2))
+    much = comfyui.apply_foresight(patcher, PaperConfig(threshold=2.0, warmup_steps=2))
     assert torch.isfinite(sample(much, noise, texts, 12, 4.0)).all()
     assert [r for r in caplog.records if "Foresight reused" in r.getMessage()]
 

@@ -13,6 +13,7 @@ import comfy.samplers
 import comfy.sd
 import safetensors.torch
 
+from foresight import PaperConfig
 from foresight.hosts import comfyui
 from models import loading
 from models.open_sora_config import flow_shift
@@ -21,7 +22,6 @@ from pack.nodes.latte import ForesightLatteConditioning
 from pack.nodes.open_sora import ForesightModelSamplingOpenSora, ForesightOpenSoraConditioning
 from support import reference_weights as ref
 from support.reference_weights import named
-from support.toy import paper
 
 HEADS = {"config": json.dumps({"num_attention_heads": 4, "attention_head_dim": 12})}
 
@@ -320,10 +320,10 @@ def test_foresight_reuses_both_conds_of_a_call(request, caplog, name):
     patcher = request.getfixturevalue("latte" if name == "latte" else "sora")
     noise, conds = named("z", 1, 4, 3, 4, 4), _inputs(name)
     plain = sample(patcher, noise, *conds, 4.0, 12)
-    nothing = comfyui.apply_foresight(patcher, paper(threshold=1e-9))
+    nothing = comfyui.apply_foresight(patcher, PaperConfig(threshold=1e-9))
     assert torch.equal(plain, sample(nothing, noise, *conds, 4.0, 12))
     caplog.set_level("INFO")
-    much = comfyui.apply_foresight(patcher, paper(threshold=2.0, warmup_steps=2, sample_rows=0))
+    much = comfyui.apply_foresight(patcher, PaperConfig(threshold=2.0, warmup_steps=2, sample_rows=0))
     fast = sample(much, noise, *conds, 4.0, 12)
     assert torch.isfinite(fast).all() and not torch.equal(fast, plain)
     assert [r.getMessage() for r in caplog.records if "Foresight reused" in r.getMessage()]

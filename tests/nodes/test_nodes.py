@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-from foresight.engine import ForesightConfig
+from foresight.engine import Config, ForecastConfig, PaperConfig
 from foresight.hosts import comfyui
 from models.demo import codec, prompt
 from pack.nodes import ForesightExtension
@@ -16,15 +16,20 @@ from pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, Fo
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDGETS = [
-    "warmup_steps",
+    "method",
     "threshold",
+    "warmup_steps",
     "reuse_interval",
     "start_percent",
     "end_percent",
     "cache_device",
     "cache_budget_gb",
-    "method",
 ]
+
+
+def limits_of(name: str) -> dict:
+    """Default and limits of a widget, as the engine has them."""
+    return {"default": "forecast", "options": ["forecast", "paper"]} if name == "method" else Config.limits(name)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +41,28 @@ def test_widgets_are_in_the_order_of_the_file_format_with_the_limits_of_the_conf
     inputs = ForesightApply.GET_SCHEMA().inputs
     assert [i.id for i in inputs] == ["model", *WIDGETS]
     for widget in inputs[1:]:
-        for name, value in ForesightConfig.limits(widget.id).items():
+        for name, value in limits_of(widget.id).items():
             assert getattr(widget, name) == value
-        assert widget.tooltip
-    assert [i.id for i in inputs if getattr(i, "advanced", None)] == WIDGETS[3:]
+        assert widget.tooltip and widget.optional  # a prompt that a script sends may leave any of them out
+    assert [i.id for i in inputs if getattr(i, "advanced", None)] == WIDGETS[4:]
+
+
+def test_the_tooltip_of_the_threshold_names_the_presets():
+    (threshold,) = [i for i in ForesightApply.GET_SCHEMA().inputs if i.id == "threshold"]
+    assert all(f"{value} for" in threshold.tooltip for value in ("0.25", "1", "2")) and "0.5 to" in threshold.tooltip
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "interval"),
+    [
+        ({}, ForecastConfig, 0),
+        ({"threshold": 1.0}, ForecastConfig, 0),
+        ({"method": "paper", "reuse_interval": 3}, PaperConfig, 3),
+    ],
+)
+def test_the_method_chooses_the_type_of_the_settings(demo_model, settings, kind, interval):
+    (template,) = wrappers(execute(demo_model, **settings))[0]
+    assert type(template.config) is kind and template.config.reuse_interval == interval
 
 
 def test_one_model_in_one_model_out():
@@ -53,7 +76,6 @@ def test_one_model_in_one_model_out():
 
 
 def execute(model, **settings):
-    values = {name: ForesightConfig.limits(name)["default"] for name in WIDGETS}
 
     class Hidden:
         unique_id, extra_pnginfo = "7", {"workflow": {"id": "w"}}
@@ -61,7 +83,7 @@ def execute(model, **settings):
     class Node(ForesightApply):
         hidden = Hidden
 
-    return Node.execute(model, **{**values, **settings}).args[0]
+    return Node.execute(model, **settings).args[0]
 
 
 def wrappers(patcher):
@@ -136,7 +158,7 @@ def test_the_workflow_file_and_the_servers_format_say_the_same():
 def test_the_demo_workflow_has_the_defaults_of_the_node():
     ui = json.loads((ROOT / "workflows" / "foresight_demo.json").read_text())
     (node,) = [n for n in ui["nodes"] if n["type"] == "ForesightApply"]
-    assert node["widgets_values"] == [ForesightConfig.limits(name)["default"] for name in WIDGETS]
+    assert node["widgets_values"] == [limits_of(name)["default"] for name in WIDGETS]
 
 
 def test_every_node_has_a_help_page():
@@ -163,7 +185,7 @@ def test_workflows_are_whole(path):
 def test_the_help_page_of_the_main_node_lists_its_widgets_with_their_defaults():
     text = (ROOT / "js" / "docs" / "ForesightApply.md").read_text()
     for name in WIDGETS:
-        limits = ForesightConfig.limits(name)
+        limits = limits_of(name)
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
         assert f"| {limits['default']:g} |" in row if "min" in limits else f"| {limits['default']} |" in row
         assert "min" not in limits or f"{limits['min']:g} to {limits['max']:g}" in row

@@ -10,6 +10,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.sample
 import folder_paths
 
+from foresight import PaperConfig
 from foresight.hosts.comfyui import apply_foresight, live, timer
 from pack.nodes import ForesightExtension
 from pack.nodes.apply import ForesightApply
@@ -17,9 +18,8 @@ from pack.nodes.compare import ForesightCompare
 from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from pack.nodes.report import ForesightReport
 from pack.nodes.timing import ForesightSpeedup, ForesightTimer
-from support.toy import paper
 
-FAST = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+FAST = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 class Executing:
@@ -101,7 +101,7 @@ def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model, monke
     assert "sampler 4" not in execute(ForesightReport, patched, latent, "", prompt={"3": {}}).args[2]  # deleted since
 
 
-@pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, paper(threshold=0.0))])
+@pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, PaperConfig(threshold=0.0))])
 def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, tmp_path, patch):
     patched = patch(model)
     output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=2), "foresight/report")
@@ -110,7 +110,7 @@ def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, 
 
 
 def test_a_run_that_could_not_reuse_says_why(model, monkeypatch):
-    patched = apply_foresight(model, paper(), "7")
+    patched = apply_foresight(model, PaperConfig(), "7")
     output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=4), "")
     assert "inactive: at most 0 of 4 steps" in output.args[2] and output.args[3] == 1.0
 

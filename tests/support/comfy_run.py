@@ -13,7 +13,7 @@ WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
 class Run:
-    """A run at CFG 1 with the wrappers of one `_Run`, or with none."""
+    """A run at CFG 1 with the wrappers of one `SamplerRun`, or with none."""
 
     def __init__(self, network, config=None, steps=contract.STEPS):
         self.network, self.run, self.latent = network, None, network.latent
@@ -22,7 +22,7 @@ class Run:
         if config is not None:
             model_sampling = types.SimpleNamespace(percent_to_sigma=lambda percent: 1 - percent)
             patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling)
-            self.run = comfyui._Run(config, patcher, self.sigmas)
+            self.run = comfyui.SamplerRun(config, patcher, self.sigmas)
             self.options = self.run.install(self.options)
 
     def _wrapped(self, kind, function, owner, *args):
@@ -35,9 +35,20 @@ class Run:
         def predict_noise(x, timestep):
             return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
 
-        x, guider = contract.latent_at(self.latent, step), types.SimpleNamespace(conds={"positive": [{"uuid": "one"}]})
+        x = contract.latent_at(self.latent, step)
         with torch.inference_mode():
-            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, guider, x, self.sigmas[step : step + 1])
+            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, self._guider(), x, self._sigma(step))
+
+    def begin_evaluation(self, step):
+        """What comes before the calls of the model, where these run elsewhere."""
+        self._wrapped(WRAPPERS.PREDICT_NOISE, lambda x, timestep: x, self._guider(), torch.zeros(1), self._sigma(step))
+
+    @staticmethod
+    def _guider():
+        return types.SimpleNamespace(conds={"positive": [{"uuid": "one"}]})
+
+    def _sigma(self, step):
+        return self.sigmas[step : step + 1]
 
     def call_model(self, step, **extra):
         """The one call of the model in that evaluation."""

@@ -112,7 +112,7 @@ def check_reuse(model, stack, plain, active, end, kind: str) -> None:
         plain: `plain(step)` is the model's output at a step without Foresight.
         active: The same within a run with Foresight, called for each step in turn.
         end: Ends that run and returns its RunStats.
-        kind: `ForesightConfig.cache_kind` of the run.
+        kind: `PaperConfig.cache_kind` of the run.
     """
     ran, handles, outputs = [[False] * len(stack) for _ in range(STEPS)], [], []
     step = 0

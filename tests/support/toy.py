@@ -2,28 +2,28 @@
 
 import torch
 
-from foresight.engine import ForesightConfig, RunStats, Session
+from foresight.engine import PaperConfig, Run, RunStats
 
 
-def paper(**settings) -> ForesightConfig:
-    """Settings with the paper's method, the one of block reuse."""
-    return ForesightConfig(method="paper", **settings)
-
-
-def play(config: ForesightConfig, outputs: list[list[float]], **session) -> tuple[list[list[float]], RunStats]:
+def play(config: PaperConfig, outputs: list[list[float]], **run) -> tuple[list[list[float]], RunStats]:
     """Run blocks that output `outputs[evaluation][block]`, whatever comes in; what left each block, and the record."""
-    session = Session(config, **session)
+    run = Run(config, **run)
     seen = []
     for values in outputs:
-        session.begin_evaluation()
-        call = session.begin_call(["cond"], len(values))
-        x, row = (torch.zeros(1, 4, 2),), []
-        for block, value in enumerate(values):
-            x = call.block(block, x, lambda value=value: (torch.full((1, 4, 2), float(value)),))
-            row.append(x[0][0, 0, 0].item())
-        assert call.finish()
-        seen.append(row)
-    return seen, session.close()
+        run.begin_evaluation()
+        blocks = [lambda x, value=value: (torch.full((1, 4, 2), float(value)),) for value in values]
+        seen.append([x[0][0, 0, 0].item() for x in one_call(run, (torch.zeros(1, 4, 2),), blocks)])
+    return seen, run.close()
+
+
+def one_call(run: Run, x, blocks, keys=("cond",)) -> list:
+    """One call of a model with these blocks, as a host makes it: what left each of them."""
+    call, left = run.begin_call(list(keys), len(blocks)), []
+    for index, block in enumerate(blocks):
+        x = block(x) if call is None else call.block(index, x, lambda x=x, block=block: block(x))
+        left.append(x)
+    assert call is None or run.end_call(call)
+    return left
 
 
 class Drifting:
@@ -46,7 +46,7 @@ class Drifting:
         return x + torch.tanh(x @ self.weights[index])
 
 
-def reference(net: Drifting, config: ForesightConfig, warmup: int, evaluations: list[list[dict[str, torch.Tensor]]]):
+def reference(net: Drifting, config: PaperConfig, warmup: int, evaluations: list[list[dict[str, torch.Tensor]]]):
     """The method with every output of every stream kept, straight from the paper.
 
     `evaluations[e]` are the calls of an evaluation, each the input of its streams by name. Returns, per evaluation,
@@ -62,7 +62,7 @@ def reference(net: Drifting, config: ForesightConfig, warmup: int, evaluations: 
             names = list(call)
             x0 = torch.cat([call[name] for name in names])
             in_step = all(last.get(name) == e - 1 and slot.get(name, -1) >= 0 for name in names)
-            reuse = e >= warmup and (e - warmup) % config.reuse_interval and in_step
+            reuse = e >= warmup and (e - warmup) % config.interval and in_step
             reuse = reuse and len({slot[name] for name in names}) == 1
             x, start = x0, 0
             if reuse:

@@ -1,103 +1,90 @@
 """One call of the model: which of its blocks run, and what is measured and stored on the way."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from ..compiler import outside_graphs
+from ..policy import Resources
 from ..stats import Evaluation
-from . import formulas as policy
-from .metric import Tensors
-from .slot import Parking, Store, is_out_of_memory, layout_of, stream_bytes
-
-if TYPE_CHECKING:
-    from ..run import Session
+from ..tensors import Tensors, is_out_of_memory
+from . import formulas
+from .slot import Layout, layout_of
+from .stream import Group
 
 
-class Stream:
-    """State of one stream (one cond in one place of the evaluation): what it stored and what it measured.
+@dataclass(frozen=True)
+class Plan:
+    """What one call does.
 
     Attributes:
-        changes: Warmup's changes, oldest first, (blocks,) each; at most the three that lambda takes.
-        deltas: The newest change of each block measured in the present evaluation, 0-d.
-        limit: gamma * lambda, (blocks,), once warmup is over.
-        evaluations: How many evaluations the stream took part in; `last` is the newest of them.
-        signature: Layout of what entered its first block; another one makes everything stored useless.
-        need: Bytes that it takes, for the slot and for the samples.
-        depth: l* of what the slot holds, -1 for nothing.
+        group: Its streams, with what is stored of them.
+        depth: l* when a prefix is reused in this call, else -1.
+        keeps: Whether computed outputs may go to the slot.
+        limit: gamma * lambda of the call's rows together, (blocks,); None while a stream warms up.
+        residual: The slot holds the change over the prefix, not the hidden state.
     """
 
-    def __init__(self, blocks: int, sample_rows: int, parking: Parking):
-        self.store = Store(blocks, sample_rows, parking)
-        self.blocks = blocks
-        self.changes: list[torch.Tensor] = []
-        self.deltas: dict[int, torch.Tensor] = {}
-        self.limit: torch.Tensor | None = None
-        self.evaluations = 0
-        self.last = -1
-        self.signature: tuple | None = None
-        self.need = (0, 0)
-        self.depth = -1
+    group: Group
+    depth: int
+    keeps: bool
+    limit: torch.Tensor | None
+    residual: bool
 
-    def begin(self, evaluation: int, warm: bool, threshold: float) -> None:
-        """Take part in an evaluation: file the last one's changes and, after warmup, fix gamma * lambda."""
-        if self.limit is None and self.deltas:
-            unknown = torch.full_like(next(iter(self.deltas.values())), torch.nan)
-            self.changes.append(torch.stack([self.deltas.get(block, unknown) for block in range(self.blocks)]))
-            self.changes = self.changes[-len(policy.LAMBDA_WEIGHTS) :]
-            if warm:
-                self.limit, self.changes = threshold * policy.block_lambda(self.changes), []
-        self.deltas = {}
-        self.last = evaluation
-        self.evaluations += 1
+
+class Planner(Protocol):
+    """Who makes the plan of a call."""
+
+    resources: Resources
+
+    def plan(
+        self, keys: Sequence[Hashable], blocks: int, batch_dim: int, signature: tuple, layout: Layout
+    ) -> Plan | None:
+        """See `ReusedPrefix.plan`."""
 
 
 class Call:
     """One call of the model. All its rows share one decision: the same prefix is reused for all of them, or none."""
 
-    def __init__(self, session: "Session", keys: Sequence[Hashable], blocks: int, batch_dim: int):
-        self._session, self._keys, self._blocks, self._batch_dim = session, list(keys), blocks, batch_dim
-        self._active = session.kind != "plain"
-        self._streams: list[Stream] = []
-        self._depth = -1  # l* when a prefix is reused in this call
-        self._keeps = False  # whether computed outputs may go to the slot
+    def __init__(self, planner: Planner, keys: Sequence[Hashable], blocks: int, batch_dim: int):
+        self._planner, self._keys, self._blocks, self._batch_dim = planner, list(keys), blocks, batch_dim
+        self._active = True
+        self._plan: Plan | None = None
+        self._depth = -1  # of the plan, once everything is there that handing over needs
         self._reused: dict[int, bool] = {}  # per block that was called
         self._base: Tensors | None = None  # x_0, the first block's input, for residual reuse
-        self._limit: torch.Tensor | None = None  # gamma * lambda of this call's rows together, (blocks,)
-        self._deltas: dict[int, torch.Tensor] = {}  # delta of this call's rows together, 0-d
+        self._limits: Sequence[torch.Tensor] = ()  # what a block's distance is compared with, 0-d each
+        self._distances: dict[int, torch.Tensor] = {}  # of measured blocks: 0-d, or (streams,) in warmup
         self._flags: dict[int, torch.Tensor] = {}  # whether the block qualified, 0-d
+        self.reported = 0  # numbers in `report`
 
-    def prefetch(self, streams: Sequence[Stream]) -> None:
-        """Begin to bring back what these streams stored, so that it is there when the blocks are reached."""
-        for stream in streams:
-            if stream.depth >= 0:
-                self._guarded(stream.store.slot.prefetch)
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held for the length of the call, beside what the groups hold."""
+        return sum(x.nbytes for x in self._base or ())
 
-    @torch.compiler.disable
+    @outside_graphs()
     def finish(self) -> bool:
-        """End the call; False when its result is unusable and `retry` has to take its place.
+        """End the call; False when its result is unusable and the model has to be called again.
 
         That is so when blocks were left out but the stored hidden state was never handed over, because another pack's
         patch kept block l* from being called, or because memory for the copy ran out.
         """
-        if self._active:
-            self._session.note_bytes(sum(x.nbytes for x in self._base or ()))
-            self._base = None
-            for stream in self._streams:
-                self._guarded(stream.store.park)
-        return self._depth < 0 or self._depth in self._reused
+        self._base = None
+        complete = self._depth < 0 or self._depth in self._reused
+        if self._plan is not None and self._active:
+            self._guarded(self._note_changes)
+            if self._plan.group.slot is not None:
+                self._guarded(self._plan.group.slot.to_offload)
+        if not complete:
+            if self._active:
+                self._stop(f"block {self._depth} was not called although it was before (another node replaces it?)")
+            self._reused = {}
+        return complete
 
-    @torch.compiler.disable
-    def retry(self) -> "Call":
-        """A call in place of an unusable one, in which everything is computed."""
-        if self._active:
-            self._session.deactivate(
-                f"block {self._depth} was not called although it was before (another node replaces it?)"
-            )
-        self._active, self._reused = False, {}
-        return self._session.begin_call(self._keys, self._blocks, self._batch_dim)
-
-    @torch.compiler.disable(recursive=False)  # what it decides is in no graph; a block that it computes may be one
+    @outside_graphs(recursive=False)  # what it decides is in no graph; a block that it computes may be one
     def block(
         self,
         index: int,
@@ -139,9 +126,9 @@ class Call:
 
     def _stop(self, reason: str) -> None:
         self._active = False
-        self._session.deactivate(reason)
+        self._planner.resources.deactivate(reason)
 
-    @torch.compiler.disable
+    @outside_graphs()
     def _guarded(self, step: Callable, *args) -> Tensors | None:
         """Run one of our own steps; when memory runs out the video matters more than the cache."""
         try:
@@ -153,101 +140,94 @@ class Call:
             self._stop("out of memory while storing or handing over features")
             return None
 
-    def _rows(self, hidden_states: Tensors, stream: int) -> Tensors:
-        """The rows of one stream, as views."""
-        if len(self._keys) == 1:
-            return hidden_states
-        size = [x.shape[self._batch_dim] // len(self._keys) for x in hidden_states]
-        return tuple(x.narrow(self._batch_dim, stream * n, n) for x, n in zip(hidden_states, size, strict=True))
-
     def _begin(self, index: int, inputs: Tensors) -> None:
-        """On seeing the first block's input, decide whether this call reuses a prefix."""
-        session = self._session
-        if any(x.shape[self._batch_dim] % len(self._keys) for x in inputs):
-            return self._stop(
-                f"a batch of {inputs[0].shape[self._batch_dim]} does not divide among {len(self._keys)} conds"
-            )
-        for i, key in enumerate(self._keys):
-            rows = self._rows(inputs, i)
-            signature = (index, layout_of(rows), rows[0].device)
-            stream = session.stream(key, self._blocks)
-            if stream.signature not in (None, signature):
-                stream = session.stream(key, self._blocks, renew=True)
-            if stream.signature is None:
-                stream.need = stream_bytes(layout_of(rows), self._blocks, session.config.sample_rows)
-                if not session.fit():
-                    return self._stop(session.stats.inactive)
-            stream.signature = signature
-            self._streams.append(stream)
-        ready = session.kind == "reuse" and all(
-            s.depth >= 0 and s.last == session.evaluation - 1 for s in self._streams
-        )
-        depth = self._streams[0].depth if ready and len({stream.depth for stream in self._streams}) == 1 else -1
-        for stream in self._streams:
-            stream.begin(session.evaluation, session.is_warm(stream), session.config.threshold)
-            if depth < 0:
-                stream.depth = -1  # a full evaluation starts over
-                stream.store.clear()
-        if all(stream.limit is not None for stream in self._streams):
-            self._limit = sum(stream.limit for stream in self._streams) / len(self._streams)
-            self._keeps = session.next_may_reuse()
-        if session.config.cache_kind == "residual" and (depth >= 0 or self._keeps):
+        """On seeing the first block's input, find out what this call does."""
+        count, dim = len(self._keys), self._batch_dim
+        if any(x.shape[dim] % count for x in inputs):
+            return self._stop(f"a batch of {inputs[0].shape[dim]} does not divide among {count} conds")
+        rows = tuple(x.narrow(dim, 0, x.shape[dim] // count) for x in inputs)
+        signature = (index, layout_of(rows), inputs[0].device)
+        plan = self._planner.plan(self._keys, self._blocks, dim, signature, layout_of(rows))
+        if plan is None:  # the run is inactive by now
+            self._active = False
+            return None
+        if plan.residual and (plan.depth >= 0 or plan.keeps):
             self._base = tuple(x.clone() for x in inputs)
-        self._depth = depth  # last: only now is everything there that handing over needs
+        if plan.limit is not None and plan.keeps:
+            # in what `metric.distance` gives: the root of the sum of squares of all rows
+            elements = plan.group.elements(inputs[0].device)
+            self._limits = (plan.limit * elements * count).sqrt().unbind()
+        self._plan, self._depth = plan, plan.depth
 
     def _base_at(self, join: Callable[[Tensors], Tensors] | None) -> Tensors | None:
         """x_0 in the layout of a block, None for output reuse."""
         return self._base if self._base is None or join is None else join(self._base)
 
     def _hand_over(self, index: int, join: Callable[[Tensors], Tensors] | None) -> Tensors:
-        """What the slots hold of block l*, for all rows, as fresh tensors: C_l*, or x_0 + (C_l* - x_0 of then)."""
-        stored = [stream.store.slot.read(stream.store.layouts[index]) for stream in self._streams]
-        joined = (
-            stored[0] if len(stored) == 1 else tuple(torch.cat(x, self._batch_dim) for x in zip(*stored, strict=True))
-        )
-        base = self._base_at(join)
-        return joined if base is None else tuple(x.add_(b) for x, b in zip(joined, base, strict=True))
+        """What the slot holds of block l*, for all rows, as fresh tensors: C_l*, or x_0 + (C_l* - x_0 of then)."""
+        group, base = self._plan.group, self._base_at(join)
+        stored = group.slot.read(group.layouts[index])
+        return stored if base is None else tuple(x.add_(b) for x, b in zip(stored, base, strict=True))
 
     def _observe(self, index: int, output: Tensors, join: Callable[[Tensors], Tensors] | None) -> None:
-        """Measure a computed output and put it into the slots if it qualifies."""
-        changes = [stream.store.refresh(index, self._rows(output, i)) for i, stream in enumerate(self._streams)]
-        if all(change is not None for change in changes):
-            for stream, change in zip(self._streams, changes, strict=True):
-                stream.deltas[index] = change
-            if self._limit is not None:
-                self._deltas[index] = sum(changes) / len(changes)
-                self._flags[index] = flag = policy.qualifies(self._deltas[index], self._limit[index])
-                if self._keeps:
-                    base = self._base_at(join)
-                    for i, stream in enumerate(self._streams):
-                        stream.store.keep_where(
-                            flag, self._rows(output, i), None if base is None else self._rows(base, i)
-                        )
+        """Measure a computed output and put it into the slot if it qualifies."""
+        plan = self._plan
+        distance = plan.group.refresh(index, output, by_stream=plan.limit is None)
+        if distance is None:
+            return
+        self._distances[index] = distance
+        if plan.keeps:
+            self._flags[index] = flag = formulas.qualifies(distance, self._limits[index])
+            plan.group.keep_where(flag, output, self._base_at(join))
 
     # ---- after the call
 
-    def report(self) -> torch.Tensor | None:
-        """(3 x measured blocks,) on the device: which qualified, their deltas, their gamma * lambda. None in warmup."""
-        if not self._deltas:
-            return None
-        flags, deltas = list(self._flags.values()), list(self._deltas.values())
-        limits = [self._limit[block] for block in self._deltas]
-        return torch.cat([torch.stack(flags).float(), torch.stack(deltas), torch.stack(limits)])
+    def _note_changes(self) -> None:
+        """In warmup, file the changes of each stream."""
+        if self._plan.limit is not None or not self._distances:
+            return
+        group, measured = self._plan.group, list(self._distances)
+        squares = torch.stack(list(self._distances.values())).square()  # (measured blocks, streams)
+        changes = squares.new_full((self._blocks, len(group.streams)), torch.nan)
+        changes[measured] = squares / group.elements(squares.device)[measured, None]
+        for stream, change in zip(group.streams, changes.unbind(1), strict=True):
+            stream.note(change)
 
-    def settle(self, values: list[float], evaluation: Evaluation) -> None:
-        """Take back the values of `report`: set the streams' new l*, fill in the table."""
-        count = len(self._deltas) if values else 0
-        flags = dict(zip(self._deltas, values[:count], strict=False))
-        ratios = {
-            block: _ratio(delta, limit)
-            for block, delta, limit in zip(self._deltas, values[count : 2 * count], values[2 * count :], strict=False)
-        }
-        if self._keeps:
-            deepest = policy.prefix_depth([bool(flags.get(block)) for block in range(self._blocks)])
-            for stream in self._streams:
+    def report(self) -> torch.Tensor | None:
+        """On the device: the distance and gamma * lambda of each measured block, then which qualified, if it matters.
+
+        None in warmup.
+        """
+        if self._plan is None or self._plan.limit is None or not self._distances:
+            return None
+        everyone = len(self._distances) == self._blocks
+        limits = self._plan.limit if everyone else self._plan.limit[list(self._distances)]
+        parts = [torch.stack(list(self._distances.values())), limits]
+        if self._flags:
+            parts.append(torch.stack(list(self._flags.values())).float())
+        report = torch.cat(parts)
+        self.reported = report.numel()
+        return report
+
+    def settle(self, values: list[float], evaluation: Evaluation) -> bool:
+        """Take back the values of `report`: set the streams' new l*, fill in the table.
+
+        Returns whether anything was measured.
+        """
+        blocks = list(self._distances) if values else []
+        distances, limits, flags = (values[i * len(blocks) : (i + 1) * len(blocks)] for i in range(3))
+        ratios = {}
+        for block, distance, limit in zip(blocks, distances, limits, strict=True):
+            elements = sum(x.numel() for x in self._plan.group.samples[block])
+            ratios[block] = _ratio(distance * distance / elements, limit)
+        if flags:
+            good = dict(zip(blocks, map(bool, flags), strict=True))
+            deepest = formulas.prefix_depth([good.get(block, False) for block in range(self._blocks)])
+            for stream in self._plan.group.streams:
                 stream.depth = max(stream.depth, deepest)
         for block, reused in self._reused.items():
             evaluation.count(block, reused, len(self._keys), ratios.get(block))
+        return any(ratio is not None for ratio in ratios.values())
 
 
 def _ratio(delta: float, limit: float) -> float | None:

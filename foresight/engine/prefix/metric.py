@@ -1,10 +1,10 @@
-"""The change between two outputs of a block, on a fixed sample of rows: fp32 on the device, never read here."""
+"""How far apart two outputs of a block are, on a fixed sample of rows: fp32 on the device, never read here."""
 
-from collections.abc import Sequence
+import functools
 
 import torch
 
-Tensors = tuple[torch.Tensor, ...]
+from ..tensors import Tensors
 
 
 def sample_stride(rows: int, wanted: int) -> int:
@@ -12,24 +12,38 @@ def sample_stride(rows: int, wanted: int) -> int:
 
     It is odd, so that it never walks down one column of a frame whose width in tokens is a power of two.
     """
-    return 1 if wanted == 0 else max(4, rows // wanted) - 1 | 1
+    if wanted == 0:
+        return 1
+    stride = max(3, rows // wanted - 1)
+    return stride if stride % 2 else stride + 1
 
 
-def sample_rows(hidden_states: Tensors, wanted: int) -> Tensors:
-    """Rows at a constant stride of each tensor (..., C) as (rows, C): a view where the layout allows one.
+def rows_of(x: torch.Tensor, streams: int, batch_dim: int) -> torch.Tensor:
+    """A block's tensor (..., C) as (streams, rows, C), one row per token of each video: a view where one is possible.
 
-    A row is one token of one video; the streams of a block (video, text) share the stride.
+    Args:
+        streams: How many streams are stacked along `batch_dim`, each with the same number of entries.
     """
-    flat = [x.flatten(0, -2) for x in hidden_states]
-    stride = sample_stride(sum(x.shape[0] for x in flat), wanted)
-    return tuple(x[::stride] for x in flat)
+    if batch_dim == 0:
+        return x if x.ndim == 3 and x.shape[0] == streams else x.reshape(streams, -1, x.shape[-1])
+    return x.unflatten(batch_dim, (streams, -1)).movedim(batch_dim, 0).flatten(1, -2)
 
 
-def change(now: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> torch.Tensor:
-    """MSE over all elements of the tensors together, a 0-d fp32 tensor; fp16 differences are squared in fp32."""
-    total, count = None, 0
+def sample_of(rows: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """The sampled rows of (streams, rows, C) as a fresh tensor; all of them where `index` is None."""
+    return rows.clone(memory_format=torch.contiguous_format) if index is None else rows.index_select(1, index)
+
+
+def distance(now: Tensors, before: Tensors, by_stream: bool) -> torch.Tensor:
+    """Root of the summed squares of `now` - `before` over all tensors: 0-d fp32, or (streams,) fp32.
+
+    Squares are summed in fp32. bf16 and fp32 are subtracted as they are, which is exact where two outputs are close;
+    fp16 in fp32, since its differences overflow.
+    """
+    norms = []
     for a, b in zip(now, before, strict=True):
-        difference = (a.float() - b.float()).flatten()
-        squares = torch.dot(difference, difference)  # in one pass; mse_loss takes three times as long on a CPU
-        total, count = squares if total is None else total + squares, count + a.numel()
-    return total / count
+        difference = (a.float() if a.dtype is torch.float16 else a) - b
+        narrow = difference.dtype in (torch.bfloat16, torch.float16)
+        dims, dtype = (1, 2) if by_stream else None, torch.float32 if narrow else None
+        norms.append(torch.linalg.vector_norm(difference, dim=dims, dtype=dtype))
+    return functools.reduce(torch.hypot, norms)

@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import threading
 from collections import Counter
 from collections.abc import Container
 
@@ -13,10 +12,11 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
-from ...engine import Call, ForesightConfig, RunStats, Session
-from ...engine.prefix.slot import stream_bytes
-from ...engine.stats import format_bytes
-from ..families import COMFYUI, Family, Section, Swapped, UnsupportedModel, family_of
+from ...engine import Config, Offload, Run, RunStats
+from ...engine.compiler import outside_graphs
+from ...engine.tensors import format_bytes
+from .. import families
+from ..families import COMFYUI, Family, Section, UnsupportedModel, family_of
 from . import live
 
 WrappersMP = comfy.patcher_extension.WrappersMP
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def apply_foresight(
     model_patcher: "comfy.model_patcher.ModelPatcher",
-    config: ForesightConfig,
+    config: Config,
     node_id: str | None = None,
     workflow_id: str | None = None,
 ) -> "comfy.model_patcher.ModelPatcher":
@@ -59,17 +59,17 @@ def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", samplers: Contain
 class _Template:
     """What the node leaves on the patcher: the OUTER_SAMPLE wrapper that begins and ends a run."""
 
-    def __init__(self, config: ForesightConfig, node_id: str | None, workflow_id: str | None):
+    def __init__(self, config: Config, node_id: str | None, workflow_id: str | None):
         self.config, self.node_id, self._workflow_id = config, node_id, workflow_id
 
-    def __call__(self, executor, *args, **kwargs):
-        guider, sigmas = executor.class_obj, args[3]
-        run = _Run(self.config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        run = SamplerRun(self.config, guider.model_patcher, sigmas, getattr(guider, "cfg", None))
         run.watcher = watcher = live.Watcher(run.stats, self.node_id, self._workflow_id, owner=self)
         found = guider.model_options
         guider.model_options = run.install(found)
         try:
-            samples = executor(*args, **kwargs)
+            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             guider.model_options = found
             stats = run.end()
@@ -79,35 +79,37 @@ class _Template:
         return samples
 
 
-class _Run:
-    """One sampler run: a Session and the wrappers that feed it. Exists inside OUTER_SAMPLE only."""
+class SamplerRun:
+    """One sampler run: a `Run` of the engine and the wrappers that feed it. Exists inside OUTER_SAMPLE only."""
 
-    def __init__(self, config: ForesightConfig, model_patcher, sigmas: torch.Tensor, cfg: float | None = None):
+    def __init__(self, config: Config, model_patcher, sigmas: torch.Tensor, cfg: float | None = None):
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
-        self._session = Session(
+        offload = Offload(
+            device=_RAM if config.cache_device == "cpu" else None,
+            fallback=_RAM if config.cache_device == "auto" else None,
+            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
+            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
+        )
+        self._run = Run(
             config,
             schedule=sigmas.tolist(),
             region=(highest, lowest),
-            home=_RAM if config.cache_device == "cpu" else None,
-            spill=_RAM if config.cache_device == "auto" else None,
-            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
-            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
+            offload=offload,
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
         )
         self._stacks: dict[torch.nn.Module, tuple[Family | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
         self._seen: Counter = Counter()  # what else makes a key, within the pass
         self.watcher: live.Watcher | None = None
-        self._lock = threading.Lock()  # with several GPUs, the conds of a pass run in threads
 
     @property
     def stats(self) -> RunStats:
         """The record of the run, filled in as it goes on."""
-        return self._session.stats
+        return self._run.stats
 
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
@@ -125,7 +127,7 @@ class _Run:
     def end(self) -> RunStats | None:
         """Drop everything stored; what the run did, or None when even that can't be read (the device is in error)."""
         try:
-            return self._session.close()
+            return self._run.close()
         except Exception:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             return None
@@ -135,9 +137,9 @@ class _Run:
         model = model_patcher.model
         need = self._planned_bytes(model, tuple(noise_shape), conds)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
-        if not self._session.stats.inactive:
+        if not self._run.stats.inactive:
             held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
-            log.info("Foresight: at most %d of %d steps can be reused, %s", self._session.most_reuse, self._steps, held)
+            log.info("Foresight: at most %d of %d steps can be reused, %s", self._run.most_reuse, self._steps, held)
         if need and usual:
             model.memory_usage_factor = found * (usual + need) / usual
         try:
@@ -147,35 +149,28 @@ class _Run:
 
     def _planned_bytes(self, model, noise_shape: tuple[int, ...], conds: dict[str, list]) -> int:
         """About what the run will hold on the model's device; 0 where that can't be said beforehand, or nothing."""
-        if self._config.method == "forecast":
-            return 0 if self._session.stats.inactive else 2 * 4 * math.prod(noise_shape)  # two fp32 latents
         family, stack = self._stack(model.diffusion_model)
         shape = family and family.hidden_shape(model.diffusion_model, noise_shape)
-        if shape is None or self._session.stats.inactive:
-            return 0
-        layout = ((torch.Size(shape), model.get_dtype_inference()),)
-        slot, samples = stream_bytes(layout, len(stack), self._config.sample_rows)
+        hidden = () if shape is None else (torch.Size(shape), model.get_dtype_inference())
         only_positive = self._cfg is not None and math.isclose(self._cfg, 1.0)
         streams = sum(len(entries) for name, entries in conds.items() if name == "positive" or not only_positive)
-        return slot + streams * samples if self._config.cache_device == "cpu" else streams * (slot + samples)
+        return self._run.planned_bytes(noise_shape, hidden, len(stack), streams)
 
-    def _predict_noise(self, executor, *args, **kwargs):
-        x, timestep = args[:2]
-        if self._session.evaluation <= 0:  # before the first evaluation, and again when its activations are known
-            self._session.set_budget(*self._budget(x.device, after_first=self._session.evaluation == 0))
-        self._session.begin_evaluation(timestep)
+    def _predict_noise(self, executor, x, timestep, *args, **kwargs):
+        if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
+            self._run.set_budget(*self._budget(x.device, after_first=self._run.evaluation == 0))
+        self._run.begin_evaluation(timestep)
         if self.watcher is not None:
             self.watcher.update()
         self._pass = -1
-        if self._config.method == "paper" or self._session.kind == "plain":
-            return executor(*args, **kwargs)
-        # forecast behind the guider: one output whatever the conds, windows and passes
-        sigma = self._session.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
-        signature = (x.shape, x.dtype, x.device, _active_conds(executor.class_obj.conds, sigma))
-        (denoised,) = self._session.output(
+        if self._run.kind == "plain":
+            return executor(x, timestep, *args, **kwargs)
+        # behind the guider there is one output, whatever the conds, windows and passes
+        sigma = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
+        (denoised,) = self._run.output(
             "denoised",
-            signature,
-            lambda: (executor(*args, **kwargs),),
+            (x.shape, x.dtype, x.device, _active_conds(executor.class_obj.conds, sigma)),
+            lambda: (executor(x, timestep, *args, **kwargs),),
             x.device,
             lambda output: (x - output[0],),
         )
@@ -190,20 +185,20 @@ class _Run:
         if device.type == "cpu" or not after_first:
             return free // 2, ram
         # torch's pool is as large as an evaluation needs; what is free beside it can go to the cache
-        return free - pooled - comfy.model_management.extra_reserved_memory() + self._session.held_bytes, ram
+        return free - pooled - comfy.model_management.extra_reserved_memory() + self._run.held_bytes, ram
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._pass += 1
         self._seen.clear()
         return executor(*args, **kwargs)
 
-    @torch.compiler.disable(recursive=False)
+    @outside_graphs(recursive=False)
     def _apply_model(self, executor, *args, **kwargs):
         """In place of `_diffusion_model` for the models that do not call its wrappers."""
         model = executor.class_obj.diffusion_model
         return self._around(getattr(model, "_orig_mod", model), False, executor, args, kwargs)
 
-    @torch.compiler.disable(recursive=False)  # with a whole model compiled, this runs inside its graph
+    @outside_graphs(recursive=False)  # with a whole model compiled, this runs inside its graph
     def _diffusion_model(self, executor, *args, **kwargs):
         return self._around(executor.class_obj, True, executor, args, kwargs)
 
@@ -218,41 +213,34 @@ class _Run:
                 self._stacks[model] = None, []
         return self._stacks[model]
 
-    @torch.compiler.disable(recursive=False)
+    @outside_graphs(recursive=False)
     def _around(self, model: torch.nn.Module, wrapped: bool, executor, args: tuple, kwargs: dict):
-        """One call of the model, with its blocks' forwards swapped."""
-        stack, call = self._begin_call(model, wrapped, args, kwargs)
-        if call is None:
+        """One call of the model."""
+        family, stack, keys = self._call_of(model, wrapped, args, kwargs)
+        if family is None:
             return executor(*args, **kwargs)
-        with Swapped(stack, call):
-            result = executor(*args, **kwargs)
-        if call.finish():
-            return result
-        with Swapped(stack, call.retry()):
-            return executor(*args, **kwargs)
+        forward = functools.partial(executor, *args, **kwargs)
+        return families.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0)
 
-    @torch.compiler.disable
-    def _begin_call(self, model: torch.nn.Module, wrapped: bool, args: tuple, kwargs: dict) -> tuple[list, Call | None]:
-        """The model's stack and the call; None for a call that stays plain."""
+    @outside_graphs()
+    def _call_of(self, model: torch.nn.Module, wrapped: bool, args: tuple, kwargs: dict) -> tuple:
+        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain."""
         family, stack = self._stack(model)
         options = _transformer_options(args, kwargs)
-        if family is None or family.wrapped != wrapped or options is None:
-            return stack, None
-        if self._config.method == "forecast":
-            if family.plain_with in options and not self._session.stats.inactive:
-                self._session.deactivate("blocks write a KV cache in each evaluation")
-            with self._lock:
-                self._session.count_call(len(stack), len(options["cond_or_uncond"]))
-            return stack, None
-        if family.plain_with in options:
-            return stack, None
+        if family is None or options is None:
+            return None, stack, []
+        keeps_state = family.plain_with in options
+        if wrapped == (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
+            return None, stack, []
+        if keeps_state and not self._run.stats.inactive:
+            self._run.deactivate("blocks write a KV cache in each evaluation")
         latent = args[0][0] if isinstance(args[0], list) else args[0]  # video and audio come as a list
         keys = self._keys(model, options, latent.device)
         if family.batch_dim is None:
             keys = [tuple(keys)]
-        if family.prefetches and self._session.kind == "reuse":
+        if family.prefetches and self._run.kind == "reuse":
             options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
-        return stack, self._session.begin_call(keys, len(stack), family.batch_dim or 0)
+        return family, stack, keys
 
     def _keys(self, model: torch.nn.Module, options: dict, device: torch.device) -> list[tuple]:
         """One key per cond of the call.
@@ -262,7 +250,7 @@ class _Run:
         window = options.get("context_window")
         frames = tuple(window.index_list) if window is not None else None
         keys = []
-        with self._lock:
+        with self._run.lock:
             for cond in zip(options["cond_or_uncond"], options["uuids"], strict=True):
                 key = (id(model), device, self._pass, frames, *cond)
                 keys.append((*key, self._seen[key]))

@@ -9,7 +9,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Container
-from dataclasses import asdict
 
 from ...engine import RunStats
 
@@ -69,19 +68,14 @@ class Watcher:
             server = _server()
             if server is None or self.about["node_id"] is None:
                 return
-            rows = [asdict(evaluation) for evaluation in self.stats.evaluations[self._sent : end]]
-            figures = {name: getattr(self.stats, name) for name in _FIGURES}
-            message = {**self.about, **figures, "done": self._done, "first": self._sent, "evaluations": rows}
+            record = self.stats.to_dict(self._sent, end)
+            message = {**self.about, **record, "done": self._done, "first": self._sent}
             server.send_sync(EVENT, message)
             self._sent, self._last = end, time.monotonic()
         except Exception:
             log.warning("Foresight could not show what the run does", exc_info=True)
 
 
-_FIGURES = (
-    *("steps", "reused", "total", "reuse_ratio", "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"),
-    *("in_ram", "inactive"),
-)
 _runs: deque[Watcher] = deque(maxlen=32)  # figures only, no tensors
 
 

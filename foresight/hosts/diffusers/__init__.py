@@ -2,14 +2,36 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
+import diffusers
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import StateManager
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ...engine import ForesightConfig, RunStats, Session
-from ..families import DIFFUSERS, Swapped, family_of
+from ...engine import Config, ForecastConfig, Offload, Run, RunStats
+from .. import families
+from ..families import DIFFUSERS, family_of
+
+OLDEST = (0, 42)  # the first whose state managers say which context a call is in
+
+
+def check_version(version: str) -> None:
+    """Refuse a diffusers that is too old.
+
+    Raises:
+        ImportError: it is.
+    """
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ImportError(f"Foresight needs diffusers {needed} or newer, this is {version}: pip install -U diffusers")
+
+
+try:
+    from diffusers.hooks import HookRegistry, ModelHook
+    from diffusers.hooks.hooks import StateManager
+except ImportError:
+    check_version(diffusers.__version__)
+    raise
 
 NAME = "foresight"
 
@@ -17,18 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class ForesightHook(ModelHook):
-    """Runs the transformer with its blocks' forwards swapped. A run ends when the pipeline resets its stateful hooks.
+    """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    A run that never got there (an interrupt, a hand-written loop) ends when the timestep rises again.
+    A run that never got there (a hand-written loop) ends when the timestep rises again, one that was interrupted where
+    it was interrupted.
     """
 
     _is_stateful = True
 
-    def __init__(self, config: ForesightConfig, steps: int | None):
+    def __init__(self, config: Config, steps: int | None):
         super().__init__()
         self._config, self._steps = config, steps
         self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
-        self._session: Session | None = None
+        self._run: Run | None = None
         self._stats: RunStats | None = None
         self._last_level: float | None = None
         self._seen: set[str] = set()  # contexts of the present evaluation
@@ -37,7 +60,7 @@ class ForesightHook(ModelHook):
     @property
     def stats(self) -> RunStats | None:
         """The run under way, else the last one, else None."""
-        return self._session.stats if self._session is not None else self._stats
+        return self._run.stats if self._run is not None else self._stats
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         family = family_of(module, DIFFUSERS)
@@ -54,62 +77,63 @@ class ForesightHook(ModelHook):
         arguments = self._signature.bind_partial(module, *args, **kwargs).arguments
         if self._family.plain_with and arguments.get(self._family.plain_with) is not None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self._session is None or name in self._seen or not self._seen:
-            self._begin_evaluation(arguments.get(self._family.timestep), getattr(context, "num_inference_steps", None))
-        self._seen.add(name)
-        if self._config.method == "forecast" and self._session.kind != "plain":
-            return self._forecast(name, args, kwargs)
-        call = self._session.begin_call([name], len(self._stack), self._family.batch_dim or 0)
         try:
-            with Swapped(self._stack, call):
-                result = self.fn_ref.original_forward(*args, **kwargs)
-            if call.finish():
-                return result
-            with Swapped(self._stack, call.retry()):
-                return self.fn_ref.original_forward(*args, **kwargs)
+            if self._run is None or name in self._seen or not self._seen:
+                steps = getattr(context, "num_inference_steps", None)
+                self._begin_evaluation(arguments.get(self._family.timestep), steps)
+            self._seen.add(name)
+            return self._output(name, args, kwargs)
         except BaseException:
-            self._session = None  # an interrupted run leaves nothing behind
+            self._end_interrupted_run()
             raise
 
-    def _forecast(self, name: str, args: tuple, kwargs: dict):
-        """The transformer's result, forecast or computed: its tensors are the context's output."""
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        signature = tuple((x.shape, x.dtype, x.device) for x in tensors)
+    def _output(self, name: str, args: tuple, kwargs: dict):
+        """The transformer's result: its tensors are the context's output."""
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        signature: Hashable = tuple((x.shape, x.dtype, x.device) for x in tensors)
+        computed = []
+
+        def forward():
+            return self.fn_ref.original_forward(*args, **kwargs)
 
         def compute() -> tuple[torch.Tensor, ...]:
-            self._session.count_call(len(self._stack), 1)
-            result = self.fn_ref.original_forward(*args, **kwargs)
-            output, self._pack[name] = _unpack(result)
+            dim = self._family.batch_dim or 0
+            computed[:] = [families.run_blocks(self._run, self._stack, [name], forward, dim)]
+            output, self._pack[name] = _unpack(computed[0])
             return output
 
-        try:
-            output = self._session.output(name, signature, compute, tensors[0].device)
-            return self._pack[name](output)
-        except BaseException:
-            self._session = None  # an interrupted run leaves nothing behind
-            raise
+        output = self._run.output(name, signature, compute, tensors[0].device)
+        as_it_is = computed and all(a is b for a, b in zip(_unpack(computed[0])[0], output, strict=True))
+        return computed[0] if as_it_is else self._pack[name](output)
 
     def _begin_evaluation(self, timestep: torch.Tensor | None, steps: int | None) -> None:
-        level = timestep if self._session is None else self._session.read_back(timestep)
+        level = timestep if self._run is None else self._run.read_back(timestep)
         if isinstance(level, float) and self._last_level is not None and level > self._last_level:
             self.end_run()
-        if self._session is None:
-            self._session = Session(
-                self._config,
-                steps=self._steps or steps,
-                home=torch.device("cpu") if self._config.cache_device == "cpu" else None,
-            )
-            self._session.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
-        self._session.begin_evaluation(level)
-        self._last_level = self._session.stats.evaluations[-1].level
+        if self._run is None:
+            on_cpu = self._config.cache_device == "cpu"
+            offload = Offload(torch.device("cpu") if on_cpu else None)
+            self._run = Run(self._config, steps=self._steps or steps, offload=offload)
+            self._run.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
+        self._run.begin_evaluation(level)
+        self._last_level = self._run.stats.evaluations[-1].level
         self._seen = set()
 
     def end_run(self) -> None:
         """Close the run under way, if any, and log what it did."""
-        if self._session is not None:
-            self._stats, self._session = self._session.close(timed=False), None
+        if self._run is not None:
+            self._stats, self._run = self._run.close(timed=False), None
             log.info("Foresight %s", self._stats.summary())
         self._last_level = None
+
+    def _end_interrupted_run(self) -> None:
+        """The same on the way of an error, which nothing here may hide."""
+        stats = self.stats
+        try:
+            self.end_run()
+        except Exception:
+            log.warning("Foresight could not read its last measurements", exc_info=True)
+            self._stats, self._run, self._last_level = stats, None, None
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.end_run()
@@ -118,17 +142,19 @@ class ForesightHook(ModelHook):
 
 
 def _unpack(result) -> tuple[tuple[torch.Tensor, ...], Callable]:
-    """The tensors of a transformer's result, a tuple or a diffusers output, and what makes such a result of them."""
-    if not isinstance(result, tuple):
-        names = list(result.keys())
-        return result.to_tuple(), lambda output: type(result)(**dict(zip(names, output, strict=True)))
+    """The tensors of a transformer's result, and what makes such a result of others.
 
-    def pack(output: tuple[torch.Tensor, ...]) -> tuple:
+    A result is a tensor, a tuple or a diffusers output, and may hold lists and None.
+    """
+    leaves, form = tree_flatten(result)
+    other = {i: x for i, x in enumerate(leaves) if not isinstance(x, torch.Tensor)}
+    count = len(leaves)
+
+    def pack(output: tuple[torch.Tensor, ...]):
         rest = iter(output)
-        return tuple(next(rest) if there else None for there in present)
+        return tree_unflatten([other[i] if i in other else next(rest) for i in range(count)], form)
 
-    present = [x is not None for x in result]
-    return tuple(x for x in result if x is not None), pack
+    return tuple(x for x in leaves if isinstance(x, torch.Tensor)), pack
 
 
 class ForesightHandle:
@@ -139,6 +165,7 @@ class ForesightHandle:
 
     @property
     def stats(self) -> RunStats | None:
+        """The record of the run under way, else of the last one, else None."""
         return self._hook.stats
 
     def remove(self) -> None:
@@ -160,33 +187,33 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
 
 
 def apply_foresight(
-    transformer: torch.nn.Module, config: ForesightConfig | None = None, *, steps: int | None = None
+    transformer: torch.nn.Module, config: Config | None = None, *, steps: int | None = None
 ) -> ForesightHandle:
-    """Reuse blocks of a diffusers transformer from the next call on; a Foresight applied before is replaced.
+    """Make a diffusers transformer faster from the next call on; a Foresight applied before is replaced.
 
     ```python
-    handle = apply_foresight(pipe.transformer, ForesightConfig(threshold=0.5))
+    handle = apply_foresight(pipe.transformer, ForecastConfig(threshold=0.5))
     video = pipe("a red ball moving right").frames
     print(handle.stats.summary())
     handle.remove()
     ```
 
     Args:
-        transformer: One of the classes in `families.DIFFUSERS`.
-        config: Settings; the defaults when None.
-        steps: Denoising steps of a run, which sets the length of warmup. Wan's pipeline says it by itself; for the
-            others, without it, automatic warmup lasts until 15 % of the first timestep has passed, and percents are
-            shares of the timestep.
+        transformer: One of the classes in the table of families.
+        config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
+        steps: Denoising steps of a run. Wan's pipeline says it by itself; for the others, without it, the paper's
+            automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
 
     Raises:
+        ImportError: diffusers is older than 0.42.
         UnsupportedModel: the class of `transformer` has no record.
     """
+    check_version(diffusers.__version__)
     family_of(transformer, DIFFUSERS)
-    config = config or ForesightConfig()
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     before = registry.get_hook(NAME)
     if before is not None:
         _remove(transformer, before)
-    hook = ForesightHook(config, steps)
+    hook = ForesightHook(config or ForecastConfig(), steps)
     registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

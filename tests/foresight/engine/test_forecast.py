@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from foresight.engine import ForesightConfig, Session, forecast
+from foresight.engine import ForecastConfig, Offload, Run, forecast
+from foresight.engine.policy import Resources
+from foresight.engine.schedule import Place
 
 
 def euler(output, steps=20, gamma=1.0, heun=False, unit=1.0, seed=None, **settings):
@@ -12,17 +14,17 @@ def euler(output, steps=20, gamma=1.0, heun=False, unit=1.0, seed=None, **settin
     `output(u, x)` is the denoised value of x at position u, a float.
     """
     schedule = [1 - i / steps for i in range(steps + 1)]
-    session = Session(ForesightConfig(threshold=gamma, **settings), schedule=schedule, noise=lambda sigma: sigma)
+    run = Run(ForecastConfig(threshold=gamma, **settings), schedule=schedule, noise=lambda sigma: sigma)
     x, path, computed = torch.full((1, 2), 5.0), [], []
 
     def denoised(x, i):
         def compute():
-            session.count_call(3, 2)
+            assert run.begin_call(["cond", "uncond"], 3) is None
             computed.append(i)
             return (x * 0 + output(float(i), float(x[0, 0])),)
 
-        session.begin_evaluation(schedule[i])
-        return session.output("x", x.shape, compute, x.device, lambda out: (torch.full_like(out[0], unit),))[0]
+        run.begin_evaluation(schedule[i])
+        return run.output("x", x.shape, compute, x.device, lambda out: (torch.full_like(out[0], unit),))[0]
 
     for i in range(steps):
         d = (x - denoised(x, i)) / schedule[i]
@@ -32,11 +34,26 @@ def euler(output, steps=20, gamma=1.0, heun=False, unit=1.0, seed=None, **settin
             following = x + (schedule[i + 1] - schedule[i]) * d
         x = following
         path.append(x[0, 0].item())
-    return path, session.close(), computed
+    return path, run.close(), computed
+
+
+def alone(gamma, steps=None):
+    """The policy without a run around it."""
+    return forecast.Forecast(ForecastConfig(threshold=gamma), steps, Resources(Offload(), lambda: True, None, None))
+
+
+def at(u, computed, a=0.9):
+    return Place("warmup" if computed else "within", None, float(u), 0.5, 0.02, a, 1 - a)
+
+
+def given(policy, output, unit=None):
+    """What the policy gives the sampler where the model would give `output`."""
+    unit = output if unit is None else unit
+    return policy.output("x", None, lambda: (output,), torch.device("cpu"), lambda _: (unit,))[0]
 
 
 def undamped(monkeypatch):
-    monkeypatch.setattr(forecast, "DAMPING", 1e12)
+    monkeypatch.setattr(forecast.History, "damping", 1e12)
 
 
 def test_a_straight_line_is_forecast_exactly_and_computed_only_where_it_must_be(monkeypatch):
@@ -53,24 +70,23 @@ def test_a_straight_line_is_forecast_exactly_and_computed_only_where_it_must_be(
 
 
 def test_the_farther_a_forecast_goes_the_less_of_the_slope_it_takes():
-    session = Session(ForesightConfig(threshold=2.0), steps=40)
-    given = drive(session, [torch.full((1, 2), float(min(i, 2))) for i in range(6)])
+    run = Run(ForecastConfig(threshold=2.0), steps=40)
+    out = drive(run, [torch.full((1, 2), float(min(i, 2))) for i in range(6)])
     # slope 1; r(h) = h / (1 + h / 8)
-    assert [x[0, 0].item() for x in given[3:]] == pytest.approx([2 + 1 / 1.125, 2 + 2 / 1.25, 2 + 3 / 1.375])
+    assert [x[0, 0].item() for x in out[3:]] == pytest.approx([2 + 1 / 1.125, 2 + 2 / 1.25, 2 + 3 / 1.375])
 
 
 def test_the_measured_error_of_a_parabola_is_h_times_h_plus_g(monkeypatch):
     undamped(monkeypatch)
-    session = forecast.Forecaster(1.0)
-    one = (torch.ones(1, 2),)
+    policy = alone(1.0)
     for u in (0, 1, 2, 5):  # gaps g: 1, 1; distances h: 1, 3
-        session.begin(forecast.Step(float(u), 0.5, 0.02, 0.9, 0.1))
-        session.observe("x", None, (torch.full((1, 2), float(u * u)),), one, [])
-        errors = [error.item() for error in session.reports()]
-        session.settle(errors)
+        policy.decide(at(u, computed=True))
+        given(policy, torch.full((1, 2), float(u * u)), unit=torch.ones(1, 2))
+        errors = [error.item() for error in policy.measured()]
+        policy.settle(errors, None)
         assert errors == pytest.approx({0: [], 1: [], 2: [1 * 2], 5: [3 * 4]}[u])
     # per step of distance: 2 / 1, then 12 / 3, which is worse
-    assert session._rate == pytest.approx(4)
+    assert policy._rate == pytest.approx(4)
 
 
 def test_what_the_forecasts_got_wrong_is_paid_back_in_the_next_computed_step():
@@ -122,72 +138,69 @@ def test_heun_comes_to_the_same_noise_level_twice(monkeypatch):
 
 
 def test_a_schedule_that_stands_still_is_no_division_by_zero():
-    forecaster, kept = forecast.Forecaster(2.0, 40), None
+    policy, out = alone(2.0, steps=40), None
     for u, a in enumerate((0.9, 0.9, 0.9, 0.9, 1.0)):  # the last step changes nothing
-        forecaster.begin(forecast.Step(float(u), 0.5, 0.02, a, 1 - a))
-        if u == 3:
-            forecaster.known("x", None).forecast(forecaster.step, torch.device("cpu"))
-        else:
-            output = (torch.full((1, 2), float(u)),)
-            kept = forecaster.observe("x", None, output, output, [])
-    assert kept[0].tolist() == [[4.0, 4.0]]
+        assert policy.decide(at(u, computed=u != 3, a=a)).compute == (u != 3)
+        out = given(policy, torch.full((1, 2), float(u)))
+        policy.settle([0.01 for _ in policy.measured()], None)
+    assert out.tolist() == [[4.0, 4.0]]
 
 
-def drive(session, outputs, signatures=None):
+def drive(run, outputs, signatures=None):
     given = []
     for i, value in enumerate(outputs):
-        session.begin_evaluation()
+        run.begin_evaluation()
         signature = signatures[i] if signatures else None
-        given.append(session.output("x", signature, lambda value=value: (value,), torch.device("cpu"))[0])
+        given.append(run.output("x", signature, lambda value=value: (value,), torch.device("cpu"))[0])
     return given
 
 
 def test_another_signature_is_computed():
-    session = Session(ForesightConfig(threshold=2.0), steps=20)
+    run = Run(ForecastConfig(threshold=2.0), steps=20)
     outputs = [torch.full((1, 2), 1.0 + i) for i in range(9)]
-    given = drive(session, outputs, ["a"] * 6 + ["b"] * 3)
+    given = drive(run, outputs, ["a"] * 6 + ["b"] * 3)
     assert [x is y for x, y in zip(given, outputs, strict=True)] == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_the_worst_item_of_a_batch_counts():
-    forecaster = forecast.Forecaster(1.0)
+    policy = alone(1.0)
     for u, value in enumerate((0.0, 1.0, 2.0)):
-        forecaster.begin(forecast.Step(float(u), 0.5, 0.02, 0.9, 0.1))
+        policy.decide(at(u, computed=True))
         batch = torch.tensor([[value], [value], [0.0 if u == 2 else value]])  # the last one turns round
-        forecaster.observe("x", None, (batch,), (torch.ones(3, 1),), [])
-    assert forecaster.reports()[0].item() == pytest.approx(1 + 1 / 1.125)  # forecast 1 + r(1), it was 0
+        given(policy, batch, unit=torch.ones(3, 1))
+    assert policy.measured()[0].item() == pytest.approx(1 + 1 / 1.125)  # forecast 1 + r(1), it was 0
 
 
 def test_nothing_that_the_host_holds_is_kept_or_handed_out():
-    session = Session(ForesightConfig(threshold=2.0), steps=20)
+    run = Run(ForecastConfig(threshold=2.0), steps=20)
     outputs = [torch.full((1, 2), float(i)) for i in range(4)]
     given = []
     for value in outputs:
-        given += drive(session, [value])
+        given += drive(run, [value])
         value.fill_(77.0)  # the host writes to its tensors
         given[-1].fill_(77.0)
-    assert drive(session, [torch.zeros(1, 2)])[0].tolist()[0] == pytest.approx([2 + 2 / 1.25] * 2)  # slope 1, r(2)
-    assert session.stats.peak_bytes == session.held_bytes == 2 * 2 * 4
-    session.close()
-    assert session.held_bytes == 0
+    assert drive(run, [torch.zeros(1, 2)])[0].tolist()[0] == pytest.approx([2 + 2 / 1.25] * 2)  # slope 1, r(2)
+    assert run.stats.peak_bytes == run.held_bytes == 2 * 2 * 4
+    run.close()
+    assert run.held_bytes == 0
 
 
 def test_an_error_that_is_not_finite_is_computed_on():
-    session = Session(ForesightConfig(threshold=2.0), steps=20)
-    drive(session, [torch.full((1, 2), value) for value in (0.0, 1.0, float("nan"), 3.0, 4.0, 5.0)])
-    assert not any(e.kind == "reuse" for e in session.stats.evaluations)
+    run = Run(ForecastConfig(threshold=2.0), steps=20)
+    drive(run, [torch.full((1, 2), value) for value in (0.0, 1.0, float("nan"), 3.0, 4.0, 5.0)])
+    assert not any(e.kind == "reuse" for e in run.stats.evaluations)
 
 
 def test_when_memory_runs_out_the_output_is_the_computed_one(monkeypatch):
-    session = Session(ForesightConfig(threshold=2.0), steps=20)
+    run = Run(ForecastConfig(threshold=2.0), steps=20)
 
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(forecast.Output, "observe", no_memory)
+    monkeypatch.setattr(forecast.History, "observe", no_memory)
     outputs = [torch.full((1, 2), float(i)) for i in range(6)]
-    assert all(x is y for x, y in zip(drive(session, outputs), outputs, strict=True))
-    assert "out of memory" in session.close().inactive
+    assert all(x is y for x, y in zip(drive(run, outputs), outputs, strict=True))
+    assert "out of memory" in run.close().inactive
 
 
 def test_outside_the_chosen_part_of_sampling_everything_is_computed(monkeypatch):
@@ -198,36 +211,36 @@ def test_outside_the_chosen_part_of_sampling_everything_is_computed(monkeypatch)
 
 
 def test_a_run_that_is_too_short_says_so():
-    assert Session(ForesightConfig(), steps=5).stats.inactive is None
-    stats = Session(ForesightConfig(), steps=4).stats
+    assert Run(ForecastConfig(), steps=5).stats.inactive is None
+    stats = Run(ForecastConfig(), steps=4).stats
     assert stats.inactive == (
         "at most 0 of 4 steps can be reused: 3 are warmup, and the rest is the end, which is always computed"
     )
 
 
 def test_it_can_wait_elsewhere():
-    session = Session(ForesightConfig(threshold=2.0), steps=20, home=torch.device("cpu"))
-    assert drive(session, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(
+    run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(torch.device("cpu")))
+    assert drive(run, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(
         2 + 1 / 1.125
     )
 
 
 def test_outputs_over_the_budget_wait_in_ram_or_are_not_kept():
     values = [torch.full((1, 2), float(i)) for i in range(5)]
-    session = Session(ForesightConfig(threshold=2.0), steps=20, spill=torch.device("cpu"))
-    session.set_budget(15, 16)  # two outputs of two fp32 are 16 bytes
-    drive(session, values)
-    assert session.stats.in_ram and session.stats.evaluations[-1].kind == "reuse"
-    for device, spill, why in ((15, None, "on the device"), (15, torch.device("cpu"), "in RAM")):
-        session = Session(ForesightConfig(threshold=2.0), steps=20, spill=spill)
-        session.set_budget(device, 15)
-        given = drive(session, values)
-        assert all(x is y for x, y in zip(given, values, strict=True)) and session.held_bytes == 0
-        assert session.stats.inactive.startswith("the stored outputs need")
-        assert ("in RAM" in session.stats.inactive) == (spill is not None), why
+    run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(fallback=torch.device("cpu")))
+    run.set_budget(15, 16)  # two outputs of two fp32 are 16 bytes
+    drive(run, values)
+    assert run.stats.in_ram and run.stats.evaluations[-1].kind == "reuse"
+    for device, fallback, why in ((15, None, "on the device"), (15, torch.device("cpu"), "in RAM")):
+        run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(fallback=fallback))
+        run.set_budget(device, 15)
+        given = drive(run, values)
+        assert all(x is y for x, y in zip(given, values, strict=True)) and run.held_bytes == 0
+        assert run.stats.inactive.startswith("the stored outputs need")
+        assert ("in RAM" in run.stats.inactive) == (fallback is not None), why
 
 
 def test_without_steps_or_schedule_three_evaluations_are_warmup():
-    session = Session(ForesightConfig(threshold=2.0))
-    drive(session, [torch.full((1, 2), float(i)) for i in range(5)])
-    assert [e.kind for e in session.stats.evaluations] == ["warmup"] * 3 + ["reuse"] * 2
+    run = Run(ForecastConfig(threshold=2.0))
+    drive(run, [torch.full((1, 2), float(i)) for i in range(5)])
+    assert [e.kind for e in run.stats.evaluations] == ["warmup"] * 3 + ["reuse"] * 2

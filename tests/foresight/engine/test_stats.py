@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from foresight.engine import ForesightConfig, RunStats
+from foresight import PaperConfig
+from foresight.engine import ForecastConfig, RunStats
 from foresight.engine.stats import Evaluation
-from support.toy import paper
 
 
 def stats():
@@ -12,7 +12,7 @@ def stats():
         Evaluation("full", 1.0, seconds, [2, 2], [0, 0], [0.4, None]) for seconds in (9.0, 2.0, 2.0)
     ]  # 9.0: also compiles
     reuse = [Evaluation("reuse", 0.5, 1.0, [0, 2], [2, 0], [None, 1.2])]
-    return RunStats(paper(), 4, 3, full + reuse, peak_bytes=3 * 2**20)
+    return RunStats(PaperConfig(), 4, 3, full + reuse, peak_bytes=3 * 2**20)
 
 
 def test_figures():
@@ -28,15 +28,15 @@ def test_the_line():
         "reused 2 of 16 block calls (12%), measured 2 s per full and 1 s per reuse evaluation, "
         "estimated speed-up 1.14x, held 3.0 MiB"
     )
-    nothing = RunStats(paper(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
+    nothing = RunStats(PaperConfig(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
     assert nothing.summary() == "inactive: no block qualified; 1 evaluations computed in full"
-    nothing = RunStats(ForesightConfig(), 4, 3, nothing.evaluations)
+    nothing = RunStats(ForecastConfig(), 4, 3, nothing.evaluations)
     assert nothing.summary() == "inactive: no forecast was good enough; 1 evaluations computed in full"
 
 
 def test_to_dict_is_json_and_complete():
     data = json.loads(json.dumps(stats().to_dict()))
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert data["evaluations"][3] == {
         "kind": "reuse",
         "level": 0.5,
@@ -49,7 +49,7 @@ def test_to_dict_is_json_and_complete():
 
 
 def test_an_empty_run():
-    empty = RunStats(paper())
+    empty = RunStats(PaperConfig())
     assert (empty.reuse_ratio, empty.seconds_full, empty.estimated_speedup) == (0.0, None, None)
     assert empty.summary().startswith("inactive")
     json.dumps(empty.to_dict())

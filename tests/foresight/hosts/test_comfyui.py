@@ -10,14 +10,14 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_management
 import comfy.patcher_extension
 
+from foresight import PaperConfig
 from foresight.hosts import comfyui, families
 from foresight.hosts.comfyui import apply_foresight, live
 from support import comfy_models
 from support.comfy_models import MODELS, sample
-from support.toy import paper
 
-NOTHING = paper(threshold=1e-12)  # active, measured, and no block ever qualifies
-MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+NOTHING = PaperConfig(threshold=1e-12)  # active, measured, and no block ever qualifies
+MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 @pytest.fixture(params=MODELS)
@@ -34,7 +34,7 @@ def assert_unpatched(model):
     assert not [w for w in model.patcher.wrappers.values() if comfyui.KEY in w]
 
 
-@pytest.mark.parametrize("config", [paper(threshold=0), paper(reuse_interval=1)])
+@pytest.mark.parametrize("config", [PaperConfig(threshold=0), PaperConfig(reuse_interval=1)])
 def test_off_is_the_plain_result_and_no_wrapper(model, config, runs):
     off = patched(model, config)
     assert not [w for w in off.wrappers.values() if comfyui.KEY in w]
@@ -56,7 +56,7 @@ def test_off_again_after_on(model, runs, off):
     plain = sample(model)
     sample(model, patched(model, MUCH))
     assert runs[0].reused
-    assert torch.equal(sample(model, patched(model, paper(threshold=0))) if off else sample(model), plain)
+    assert torch.equal(sample(model, patched(model, PaperConfig(threshold=0))) if off else sample(model), plain)
 
 
 class Watch:
@@ -101,7 +101,7 @@ class Watch:
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": 1.0}], ids=str)
 def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(model, kind, interval, run, runs):
-    config = paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
+    config = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
     with Watch(model) as watch:
         sample(model, patched(model, config), **run)
     (stats,) = runs
@@ -128,7 +128,7 @@ def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(model, k
 @pytest.mark.parametrize("kind", ["output", "residual"])
 def test_hunyuan_reuses_across_the_change_of_token_count(models, kind, runs):
     model = models["hunyuan"]
-    sample(model, patched(model, paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind)))
+    sample(model, patched(model, PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind)))
     assert any(evaluation.reused[4] for evaluation in runs[0].evaluations)  # blocks 0..2 are double, 3..5 single
 
 
@@ -206,14 +206,14 @@ def test_an_interrupted_run_leaves_nothing_behind(model, error, where, runs):
 
 def test_nothing_of_a_run_outlives_it(models, monkeypatch):
     sessions = []
-    original = comfyui.Session
+    original = comfyui.Run
 
     def remember(*args, **kwargs):
         session = original(*args, **kwargs)
         sessions.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(comfyui, "Session", remember)
+    monkeypatch.setattr(comfyui, "Run", remember)
     kept = patched(models["wan"], MUCH)
     sample(models["wan"], kept)
     gc.collect()
@@ -221,7 +221,7 @@ def test_nothing_of_a_run_outlives_it(models, monkeypatch):
 
 
 def test_heun_evaluates_twice_per_step(models, runs):
-    sample(models["wan"], patched(models["wan"], paper(threshold=2.0, warmup_steps=4)), sampler="heun", steps=12)
+    sample(models["wan"], patched(models["wan"], PaperConfig(threshold=2.0, warmup_steps=4)), sampler="heun", steps=12)
     (stats,) = runs
     assert len(stats.evaluations) == 23  # 2 * 12 - 1
     assert [e.kind for e in stats.evaluations[:8]] == ["warmup"] * 8  # four steps
@@ -266,7 +266,7 @@ def test_two_stages_of_ksampler_advanced_are_two_runs(models, runs):
 
 
 def test_start_and_end_percent_are_of_sampling_not_of_the_schedule(models, runs):
-    config = paper(threshold=2.0, warmup_steps=2, start_percent=0.5, end_percent=0.8)
+    config = PaperConfig(threshold=2.0, warmup_steps=2, start_percent=0.5, end_percent=0.8)
     sample(models["wan"], patched(models["wan"], config), steps=20)
     sampling = models["wan"].patcher.get_model_object("model_sampling")
     for evaluation in runs[0].evaluations[2:]:
@@ -279,7 +279,7 @@ def test_applying_twice_replaces_the_first(models, runs):
     twice = apply_foresight(patched(model, NOTHING), MUCH)
     assert torch.equal(sample(model, twice), sample(model, patched(model, MUCH)))
     assert len(runs) == 2
-    off = apply_foresight(twice, paper(threshold=0))
+    off = apply_foresight(twice, PaperConfig(threshold=0))
     assert torch.equal(sample(model, off), sample(model)) and len(runs) == 2
 
 
@@ -336,14 +336,14 @@ def test_a_block_that_another_node_replaces_midway_costs_the_speed_not_the_video
 
 def test_a_missing_budget_is_said_and_the_result_is_plain(models, runs, monkeypatch):
     model = models["wan"]
-    monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device, after_first: (500, 0))
+    monkeypatch.setattr(comfyui.SamplerRun, "_budget", lambda self, device, after_first: (500, 0))
     assert torch.equal(sample(model, patched(model, MUCH)), sample(model))
     assert runs[0].inactive.endswith("the budgets are 0.0 MiB and 0.0 MiB") and runs[0].peak_bytes == 0
 
 
 def test_cpu_as_cache_device_gives_the_same(models):
     model = models["wan"]
-    config = paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_device="cpu")
+    config = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_device="cpu")
     assert torch.equal(sample(model, patched(model, config)), sample(model, patched(model, MUCH)))
 
 
@@ -362,14 +362,14 @@ def test_one_line_per_run(models, caplog):
 def test_too_few_steps_says_so(models, caplog, runs):
     model = models["wan"]
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
-        assert torch.equal(sample(model, patched(model, paper()), steps=4), sample(model, steps=4))
+        assert torch.equal(sample(model, patched(model, PaperConfig()), steps=4), sample(model, steps=4))
     assert "inactive: at most 0 of 4 steps can be reused: 3 are warmup" in caplog.text
 
 
 def test_a_short_run_says_how_much_can_be_reused(models, caplog):
     model = models["wan"]
     with caplog.at_level(logging.INFO, logger=comfyui.__name__):
-        sample(model, patched(model, paper()), steps=8, cfg=1.0)
+        sample(model, patched(model, PaperConfig()), steps=8, cfg=1.0)
     assert "Foresight: at most 2 of 8 steps can be reused" in caplog.text
 
 
@@ -383,7 +383,7 @@ def test_trouble_while_telling_does_not_lose_the_video(models, monkeypatch, capl
     monkeypatch.setattr(live, "_server", broken)
     assert torch.equal(sample(model, patched(model, MUCH)), expected)
     assert "could not show" in caplog.text
-    monkeypatch.setattr(comfyui.Session, "close", broken)
+    monkeypatch.setattr(comfyui.Run, "close", broken)
     assert torch.equal(sample(model, patched(model, MUCH)), expected)
     assert "could not read its last measurements" in caplog.text
 
@@ -397,7 +397,7 @@ def test_an_unsupported_model_is_refused_by_name():
             diffusion_model = Lumina()
 
     with pytest.raises(families.UnsupportedModel) as error:
-        apply_foresight(Patcher, paper())
+        apply_foresight(Patcher, PaperConfig())
     text = str(error.value)
     assert "Lumina" in text and __name__ in text
     assert all(family.name in text for family in families.COMFYUI)

@@ -7,12 +7,12 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
+from foresight import PaperConfig
 from foresight.hosts.comfyui import apply_foresight
 from support import comfy_models
 from support.comfy_models import sample
-from support.toy import paper
 
-MUCH = paper(threshold=2.0, warmup_steps=3, reuse_interval=3, sample_rows=0)
+MUCH = PaperConfig(threshold=2.0, warmup_steps=3, reuse_interval=3, sample_rows=0)
 BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(4)]
 
 

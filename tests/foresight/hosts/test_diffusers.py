@@ -9,17 +9,17 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 import diffusers
 import diffusers.hooks
 
+from foresight import PaperConfig
 from foresight.hosts import diffusers as adapter
 from foresight.hosts import families
 from foresight.hosts.diffusers import apply_foresight
 from support.diffusers_models import STEPS, loop, stack, stats_streams
-from support.toy import paper
 
-NOTHING = paper(threshold=1e-12, warmup_steps=3)
-MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+NOTHING = PaperConfig(threshold=1e-12, warmup_steps=3)
+MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
-@pytest.mark.parametrize("config", [paper(threshold=0), paper(reuse_interval=1), NOTHING])
+@pytest.mark.parametrize("config", [PaperConfig(threshold=0), PaperConfig(reuse_interval=1), NOTHING])
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)
 def test_off_and_nothing_that_qualifies_are_the_plain_result(transformers, name, applied, config, run):
     plain = loop(transformers[name], name, **run)
@@ -62,7 +62,8 @@ def test_a_reused_prefix_is_skipped_and_replaced_by_what_it_gave_before(
         if i == 0:
             handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(block.register_forward_hook(lambda b, a, out, i=i: leave(i, out)))
-    handle = applied(paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval))
+    config = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
+    handle = applied(config)
     loop(transformers[name], name, steps=16, **run)
     for hook in handles:
         hook.remove()
@@ -183,12 +184,12 @@ def test_another_hook_on_the_transformer_stays(transformers, name, applied):
 
 
 def test_automatic_warmup(transformers, name, applied):
-    handle = applied(paper(threshold=2.0))
+    handle = applied(PaperConfig(threshold=2.0))
     loop(transformers[name], name, steps=30)
     kinds = [e.kind for e in handle.stats.evaluations]
     assert kinds[:5] == ["warmup"] * 5 and kinds[5] == "full"  # 15 % of an even grid of 30 is 4.5
     handle.remove()
-    handle = applied(paper(threshold=2.0), steps=60)
+    handle = applied(PaperConfig(threshold=2.0), steps=60)
     loop(transformers[name], name, steps=30)
     assert [e.kind for e in handle.stats.evaluations].index("full") == 9 and handle.stats.steps == 60
 

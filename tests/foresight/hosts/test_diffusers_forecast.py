@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
-from foresight.engine import ForesightConfig
+from foresight import ForecastConfig
 from support.diffusers_models import arguments, loop, seeded, stack
 
-NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
-MUCH = ForesightConfig(method="forecast", threshold=2.0)
+NOTHING = ForecastConfig(threshold=1e-12)
+MUCH = ForecastConfig(threshold=2.0)
 
 
 @pytest.mark.parametrize("run", [{}, {"batch": 2}, {"cfg": False}, {"heun": True}], ids=str)

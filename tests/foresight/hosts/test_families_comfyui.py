@@ -9,12 +9,11 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfyui_version
 
-from foresight.engine import ForesightConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import families
 from support import contract
 from support.comfy_networks import NETWORKS, wan_causal
 from support.comfy_run import PackedRun, Run
-from support.toy import paper
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda make: make.__name__)
@@ -30,7 +29,7 @@ def stack_of(network):
 
 
 def test_measuring_changes_nothing(network):
-    active = Run(network, paper(threshold=1e-12, warmup_steps=3))
+    active = Run(network, PaperConfig(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(network), Run(network), active, active.run.end)
 
 
@@ -39,35 +38,29 @@ def test_measuring_changes_nothing(network):
 def test_reuse_is_what_a_network_with_stubs_gives(network, kind, interval):
     active = Run(
         network,
-        paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval),
+        PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval),
     )
     contract.check_reuse(network.model, stack_of(network), Run(network), active, active.run.end, kind)
 
 
 @pytest.mark.parametrize("threshold", [0, 1e-12])
 def test_no_forecast_is_the_plain_result(network, threshold):
-    active = PackedRun(network, ForesightConfig(method="forecast", threshold=threshold))
+    active = PackedRun(network, ForecastConfig(threshold=threshold))
     contract.check_no_forecast(network.model, stack_of(network), PackedRun(network), active, active.run.end)
 
 
 def test_a_forecast_takes_the_place_of_the_whole_model(network):
-    active = PackedRun(network, ForesightConfig(method="forecast", threshold=2.0))
+    active = PackedRun(network, ForecastConfig(threshold=2.0))
     contract.check_forecast(network.model, stack_of(network), PackedRun(network), active, active.run.end)
-
-
-UNSEEN = "with its cache the model calls no wrapper, so that Foresight does not see it"
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        paper(threshold=2.0),
-        pytest.param(
-            ForesightConfig(method="forecast", threshold=2.0),
-            marks=pytest.mark.xfail(raises=AssertionError, reason=UNSEEN, strict=True),
-        ),
+        PaperConfig(threshold=2.0),
+        ForecastConfig(threshold=2.0),
     ],
-    ids=lambda config: config.method,
+    ids=lambda config: config.name,
 )
 def test_blocks_that_write_a_kv_cache_always_run(config):
     """What ComfyUI's sampler `ar_video` does: each evaluation writes its tokens to a cache that later frames read."""

@@ -5,12 +5,11 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
-from foresight.engine import ForesightConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import families
 from foresight.hosts.diffusers import apply_foresight
 from support import contract
 from support.diffusers_transformers import TRANSFORMERS, sana_wm_refiner
-from support.toy import paper
 
 
 @pytest.fixture(scope="module", params=TRANSFORMERS, ids=lambda make: make.__name__)
@@ -20,26 +19,6 @@ def transformer(request):
 
 def stack_of(transformer):
     return families.family_of(transformer.model, families.DIFFUSERS).stack(transformer.model)
-
-
-# results whose form the method "forecast" does not know, by the kinds of `return_dict` that have it
-NOT_YET = {
-    "Cosmos3OmniTransformer": ((False, True), "a list of tensors per modality"),
-    "Kandinsky5Transformer3DModel": ((False,), "a bare tensor; its pipelines ask for a diffusers output"),
-}
-
-
-@pytest.fixture
-def not_yet(request, transformer):
-    """`not_yet(return_dict, on=True)` expects the error of one of `NOT_YET`, if `transformer` is one."""
-
-    def mark(return_dict, on=True):
-        kinds, what = NOT_YET.get(type(transformer.model).__name__, ((), ""))
-        if on and return_dict in kinds:
-            reason = f"it gives {what}"
-            request.applymarker(pytest.mark.xfail(raises=AttributeError, reason=reason, strict=True))
-
-    return mark
 
 
 class Run:
@@ -73,35 +52,33 @@ class Plain(Run):
 
 
 def test_measuring_changes_nothing(transformer):
-    active = Run(transformer, paper(threshold=1e-12, warmup_steps=3))
+    active = Run(transformer, PaperConfig(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(transformer), Plain(transformer), active, active.end)
 
 
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("interval", [2, 3])
 def test_reuse_is_what_a_network_with_stubs_gives(transformer, kind, interval):
-    config = paper(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
+    config = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
     active = Run(transformer, config)
     contract.check_reuse(transformer.model, stack_of(transformer), Plain(transformer), active, active.end, kind)
 
 
 def forecast_runs(transformer, threshold, **options):
     """A plain run and one with the method "forecast", for `contract`."""
-    config = ForesightConfig(method="forecast", threshold=threshold)
+    config = ForecastConfig(threshold=threshold)
     options["steps"] = contract.FORECAST_STEPS
     return Plain(transformer, **options), Run(transformer, config, **options)
 
 
 @pytest.mark.parametrize("threshold", [0, 1e-12])
-def test_no_forecast_is_the_plain_result(transformer, threshold, not_yet):
-    not_yet(return_dict=True, on=threshold > 0)
+def test_no_forecast_is_the_plain_result(transformer, threshold):
     plain, active = forecast_runs(transformer, threshold, return_dict=True)
     contract.check_no_forecast(transformer.model, stack_of(transformer), plain, active, active.end)
 
 
 @pytest.mark.parametrize("return_dict", [False, True])
-def test_a_forecast_takes_the_place_of_the_whole_model(transformer, return_dict, not_yet):
-    not_yet(return_dict)
+def test_a_forecast_takes_the_place_of_the_whole_model(transformer, return_dict):
     plain, active = forecast_runs(transformer, 2.0, return_dict=return_dict)
     contract.check_forecast(transformer.model, stack_of(transformer), plain, active, active.end)
 
@@ -110,7 +87,7 @@ def test_blocks_that_write_a_kv_cache_always_run():
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
 
     transformer = sana_wm_refiner(kv_cache=SanaWMRefinerKVCache(4))
-    for config in (paper(threshold=2.0), ForesightConfig(method="forecast", threshold=2.0)):
+    for config in (PaperConfig(threshold=2.0), ForecastConfig(threshold=2.0)):
         plain, active = Plain(transformer), Run(transformer, config)
         for step in range(contract.STEPS):
             assert torch.equal(active(step)[0], plain(step)[0])

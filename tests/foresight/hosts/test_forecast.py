@@ -9,7 +9,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.patcher_extension
 
-from foresight.engine import ForesightConfig, Session
+from foresight.engine import ForecastConfig, Run
 from foresight.hosts import comfyui
 from foresight.hosts.comfyui import apply_foresight
 from support.comfy_models import MODELS, sample
@@ -17,8 +17,8 @@ from support.reference_forecast import Reference
 from support.situations import SITUATIONS, context_windows
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
-NOTHING = ForesightConfig(method="forecast", threshold=1e-12)
-MUCH = ForesightConfig(method="forecast", threshold=2.0)
+NOTHING = ForecastConfig(threshold=1e-12)
+MUCH = ForecastConfig(threshold=2.0)
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -94,7 +94,7 @@ def test_an_evaluation_that_is_left_out_calls_no_model(name, models, runs):
 @pytest.mark.parametrize("off", [{"threshold": 0}, {"reuse_interval": 1}])
 def test_off_is_the_plain_result_and_no_wrapper(off, models, runs):
     model = models["wan"]
-    patched = apply_foresight(model.patcher, ForesightConfig(**off))
+    patched = apply_foresight(model.patcher, ForecastConfig(**off))
     assert not [w for w in patched.wrappers.values() if comfyui.KEY in w]
     assert torch.equal(sample(model, patched), sample(model)) and not runs
 
@@ -175,7 +175,7 @@ def test_unknown_models_are_refused_as_with_the_paper_method():
 def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
     """Nothing but the session's read-back makes numbers out of tensors, in whatever way."""
     model, reads, inside = models["wan"], [], []
-    read_back = Session.read_back
+    read_back = Run.read_back
 
     def once(self, level):
         inside.append(1)
@@ -195,7 +195,7 @@ def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, read)
 
-    monkeypatch.setattr(Session, "read_back", once)
+    monkeypatch.setattr(Run, "read_back", once)
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "nonzero"):
         counted(name)
     sample(model, apply_foresight(model.patcher, MUCH), steps=20)

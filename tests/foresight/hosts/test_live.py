@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+from foresight import PaperConfig
 from foresight.hosts.comfyui import apply_foresight, live
 from support.comfy_models import sample
-from support.toy import paper
 
-MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 class Server:
@@ -70,7 +70,7 @@ def test_an_interrupted_run_is_shown_as_far_as_it_came(models, server):
 
 def test_only_the_newest_runs_are_kept(models, server):
     model = models["wan"]
-    patched = apply_foresight(model.patcher, paper(), "7")
+    patched = apply_foresight(model.patcher, PaperConfig(), "7")
     for _ in range(live._runs.maxlen + 2):
         sample(model, patched, steps=1)
     numbers = [run["run"] for run in live.runs()]
@@ -79,5 +79,5 @@ def test_only_the_newest_runs_are_kept(models, server):
 
 def test_the_runs_of_a_server_started_later_have_higher_numbers(models, server):
     model = models["wan"]
-    sample(model, apply_foresight(model.patcher, paper(), "7"), steps=1)
+    sample(model, apply_foresight(model.patcher, PaperConfig(), "7"), steps=1)
     assert 0 <= time.time() * 1000 - live.runs()[0]["run"] < 24 * 3600 * 1000

@@ -11,15 +11,15 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.model_management
 
+from foresight import PaperConfig
 from foresight.hosts import comfyui, families
 from foresight.hosts.comfyui import apply_foresight
 from support.comfy_models import MODELS, sample
 from support.comfy_networks import ltx_2, wan
 from support.comfy_run import Run
 from support.contract import STEPS
-from support.toy import paper
 
-MUCH = paper(threshold=2.0, warmup_steps=3, sample_rows=0)
+MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,7 +60,7 @@ def test_a_short_device_moves_hidden_states_to_ram_then_ends_reuse(models, runs,
     plain = sample(model, tokens=(6, 4))  # two calls, so that one slot at a time is on the device
     reused = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
     for free, in_ram, active in ((10 * slot, False, True), (9 * slot, True, True), (9 * slot - 1, False, False)):
-        monkeypatch.setattr(comfyui._Run, "_budget", lambda self, device, after_first, f=free: (f, 2 * slot))
+        monkeypatch.setattr(comfyui.SamplerRun, "_budget", lambda self, device, after_first, f=free: (f, 2 * slot))
         out = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
         assert runs[-1].in_ram == in_ram
         assert torch.equal(out, reused if active else plain)
@@ -77,10 +77,10 @@ def test_the_budget_is_what_the_first_evaluation_left_free(models, monkeypatch):
         "get_free_memory",
         lambda device, torch_free_too=False: (10 * 10**9, 4 * 10**9) if torch_free_too else 64 * 10**9,
     )
-    run = comfyui._Run(MUCH, models["wan"].patcher, torch.linspace(1, 0, 11))
+    run = comfyui.SamplerRun(MUCH, models["wan"].patcher, torch.linspace(1, 0, 11))
     seen = [run._budget(torch.device("cuda"), after_first) for after_first in (False, True)]
     assert seen == [(5 * 10**9, 32 * 10**9), (5 * 10**9, 32 * 10**9)]
-    limited = comfyui._Run(paper(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
+    limited = comfyui.SamplerRun(PaperConfig(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
     assert limited._budget(torch.device("cuda"), True) == (1.5 * 2**30, 32 * 10**9)
 
 
@@ -151,7 +151,7 @@ def test_two_devices_at_once_share_no_state(runs):
 
     barrier = threading.Barrier(2)
     for step in range(STEPS):
-        shared.run._predict_noise(lambda *_: None, torch.zeros(1), shared.sigmas[step : step + 1])
+        shared.begin_evaluation(step)
         shared.run._calc_cond_batch(lambda: None)
         for device, worker in zip(devices, workers, strict=True):
             pool.submit(device, work, worker, step)

@@ -8,15 +8,15 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+from foresight import PaperConfig
 from foresight.hosts.comfyui import apply_foresight
 from support.comfy_models import sample
 from support.reference_prefix import Reference
 from support.situations import SITUATIONS, WARMUP, context_windows
-from support.toy import paper
 
-NOTHING = paper(threshold=1e-12)
+NOTHING = PaperConfig(threshold=1e-12)
 GAMMA, INTERVAL = 2.0, 3
-MUCH = paper(threshold=GAMMA, warmup_steps=WARMUP, reuse_interval=INTERVAL, sample_rows=0)
+MUCH = PaperConfig(threshold=GAMMA, warmup_steps=WARMUP, reuse_interval=INTERVAL, sample_rows=0)
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -53,7 +53,7 @@ def test_reuse_gives_what_the_reference_gives(case, runs):
 
 def test_two_nodes_with_settings_of_their_own_on_two_branches(models, runs):
     model = models["wan"]
-    settings = [MUCH, paper(threshold=0.7, warmup_steps=4, sample_rows=0)]
+    settings = [MUCH, PaperConfig(threshold=0.7, warmup_steps=4, sample_rows=0)]
     alone = [sample(model, apply_foresight(model.patcher, config)) for config in settings]
     branches = [apply_foresight(model.patcher, config) for config in settings]
     for turn in (0, 1, 1, 0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from foresight import PaperConfig
 from foresight.engine.stats import Evaluation, RunStats
 from foresight.report import figures, plot, quality
-from support.toy import paper
 
 SCHEMA = Path(__file__).resolve().parents[3] / "foresight" / "report" / "schema.json"
 
@@ -44,7 +44,7 @@ def test_videos_that_cannot_be_compared_are_named_with_both_shapes(videos):
 
 
 def run(reuse: bool = True, inactive: str | None = None) -> dict:
-    stats = RunStats(paper(), 4, 3, peak_bytes=3 << 20, inactive=inactive)
+    stats = RunStats(PaperConfig(), 4, 3, peak_bytes=3 << 20, inactive=inactive)
     for index, kind in enumerate(("warmup", "full", "reuse")):
         evaluation = Evaluation(kind, 1.0 - 0.3 * index, 2.0 if kind != "reuse" else 1.0)
         for block, ratio in enumerate((None, 1.0, 5.0)):
@@ -65,7 +65,7 @@ def test_totals_add_up():
 
 def test_the_table_says_what_was_measured():
     text = figures.table({"run": run(), "off": run(False, "no room")})
-    assert "4 of 18 (22%)" in text and "1.20x" in text and "3.0 MiB" in text and "W 3, gamma 0.5, R 2" in text
+    assert "4 of 18 (22%)" in text and "1.20x" in text and "3.0 MiB" in text and "paper, W 3, gamma 0.5" in text
     assert text.endswith("off: inactive: no room")
 
 

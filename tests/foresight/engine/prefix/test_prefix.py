@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foresight.engine import Session
+from foresight import PaperConfig
+from foresight.engine import Offload, Run
 from support import toy
-from support.toy import paper
 
 # Warmup of four evaluations in which both blocks change by 1: lambda = 1 + 0.1 + 0.01 = 1.11; gamma 0.5: limit 0.555.
 WARMUP = [[0, 10], [1, 11], [2, 12], [3, 13]]
@@ -16,7 +16,7 @@ def kinds(stats):
 
 
 def test_a_block_that_changed_little_is_reused_and_takes_the_ones_before_it_along():
-    config = paper(reuse_interval=2, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=2, **GAMMA_HALF)
     # full: block 0 changes by 1 (1 > 0.555), block 1 by 0.5 (0.25 <= 0.555), so the prefix is both blocks
     seen, stats = toy.play(config, [*WARMUP, [4, 13.5], [99, 99], [5, 14], [99, 99]], steps=8)
     assert seen[5] == [0, 13.5]  # block 0 let its input through, block 1 gave C_1
@@ -30,7 +30,7 @@ def test_a_block_that_changed_little_is_reused_and_takes_the_ones_before_it_alon
 
 
 def test_only_the_prefix_is_reused_and_the_blocks_after_it_run():
-    config = paper(reuse_interval=2, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=2, **GAMMA_HALF)
     # full: block 0 changes by 0.5 (qualifies), block 1 by 1 (does not)
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 15]], steps=6)
     assert seen[5] == [3.5, 15]
@@ -38,7 +38,7 @@ def test_only_the_prefix_is_reused_and_the_blocks_after_it_run():
 
 
 def test_the_change_is_taken_against_the_last_computed_value():
-    config = paper(reuse_interval=2, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=2, **GAMMA_HALF)
     # block 0 is reused in evaluation 5; in evaluation 6 it is 4.4: 0.9 from C_0 = 3.5 (0.81 > 0.555), so it is not
     # reused in 7
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 15], [4.4, 17], [4.5, 18]], steps=8)
@@ -49,7 +49,7 @@ def test_the_change_is_taken_against_the_last_computed_value():
 
 @pytest.mark.parametrize(("interval", "pattern"), [(2, "WWWWCRCRCR"), (3, "WWWWCRRCRR"), (4, "WWWWCRRRCR")])
 def test_every_rth_evaluation_is_full(interval, pattern):
-    config = paper(reuse_interval=interval, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=interval, **GAMMA_HALF)
     outputs = [*WARMUP, *([3 + 0.1 * i, 13 + 0.1 * i] for i in range(6))]
     seen, stats = toy.play(config, outputs, steps=10)
     assert "".join({"warmup": "W", "full": "C", "reuse": "R"}[kind] for kind in kinds(stats)) == pattern
@@ -58,7 +58,7 @@ def test_every_rth_evaluation_is_full(interval, pattern):
 
 
 def test_a_reuse_evaluation_pushes_the_prefix_deeper():
-    config = paper(reuse_interval=3, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=3, **GAMMA_HALF)
     # full (4): only block 0 qualifies. reuse (5): block 1 is computed, 14 -> 14.5 is 0.25, qualifies: the slot now
     # holds it
     seen, stats = toy.play(config, [*WARMUP, [3.5, 14], [99, 14.5], [99, 99]], steps=7)
@@ -68,14 +68,14 @@ def test_a_reuse_evaluation_pushes_the_prefix_deeper():
 
 
 def test_a_full_evaluation_starts_over():
-    config = paper(reuse_interval=2, **GAMMA_HALF)
+    config = PaperConfig(reuse_interval=2, **GAMMA_HALF)
     # in evaluation 6 nothing qualifies (both jump by 5), so evaluation 7 must not fall back on evaluation 4's slot
     seen, _ = toy.play(config, [*WARMUP, [3.1, 13.1], [99, 99], [8, 18], [9, 19]], steps=8)
     assert seen[7] == [9, 19]
 
 
 def test_two_warmup_evaluations_give_one_change():
-    config = paper(warmup_steps=2, threshold=0.5, sample_rows=0)
+    config = PaperConfig(warmup_steps=2, threshold=0.5, sample_rows=0)
     # lambda = 1, limit 0.5: a change of 0.6875 (0.473) qualifies, one of 0.75 (0.5625) does not
     assert toy.play(config, [[0], [1], [1.6875], [99]], steps=4)[0][3] == [1.6875]
     assert toy.play(config, [[0], [1], [1.75], [99]], steps=4)[0][3] == [99]
@@ -84,14 +84,14 @@ def test_two_warmup_evaluations_give_one_change():
 @pytest.mark.parametrize(
     ("config", "steps", "reason"),
     [
-        (paper(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
+        (PaperConfig(warmup_steps=1), 20, "warmup_steps is 1, which leaves no change"),
         (
-            paper(),
+            PaperConfig(),
             4,
             "at most 0 of 4 steps can be reused: 3 are warmup, and with reuse_interval 2 the rest is computed in full",
         ),
-        (paper(threshold=0), 20, "threshold is 0"),
-        (paper(reuse_interval=1), 20, "reuse_interval is 1"),
+        (PaperConfig(threshold=0), 20, "threshold is 0"),
+        (PaperConfig(reuse_interval=1), 20, "reuse_interval is 1"),
     ],
 )
 def test_a_run_that_cannot_gain_says_so_and_stores_nothing(config, steps, reason):
@@ -107,23 +107,21 @@ def run_streams(net, config, evaluations, grouping, rows=1):
 
     Outputs by evaluation and stream, first blocks.
     """
-    session = Session(config, steps=evaluations)
+    run = Run(config, steps=evaluations)
     outputs, starts = [], []
     for evaluation in range(evaluations):
-        session.begin_evaluation()
+        run.begin_evaluation()
         outputs.append({})
         starts.append([])
         for names in grouping(evaluation):
-            call = session.begin_call(names, len(net.weights))
             x = (torch.cat([net.input(evaluation, rows, 0.05 * "ab".index(name)) for name in names]),)
             net.ran.clear()
-            for block in range(len(net.weights)):
-                x = call.block(block, x, lambda x=x, block=block: (net.block(block, x[0]),))
-            assert call.finish()
+            blocks = [lambda x, block=block: (net.block(block, x[0]),) for block in range(len(net.weights))]
+            x = toy.one_call(run, x, blocks, names)[-1]
             starts[-1].append(net.ran[0] if net.ran else len(net.weights))
             assert net.ran == list(range(starts[-1][-1], len(net.weights)))  # the others were never called
             outputs[-1].update(zip(names, x[0].chunk(len(names)), strict=True))
-    return outputs, starts, session.close()
+    return outputs, starts, run.close()
 
 
 def check_against_reference(config, grouping, rows=1, evaluations=24):
@@ -146,7 +144,7 @@ def check_against_reference(config, grouping, rows=1, evaluations=24):
 @pytest.mark.parametrize("interval", [2, 3, 4])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0, 2.0])
 def test_equals_the_method_with_every_output_kept(kind, interval, threshold):
-    config = paper(warmup_steps=4, threshold=threshold, reuse_interval=interval, cache_kind=kind, sample_rows=0)
+    config = PaperConfig(warmup_steps=4, threshold=threshold, reuse_interval=interval, cache_kind=kind, sample_rows=0)
     stats = check_against_reference(config, lambda e: [["a", "b"]], rows=2)
     assert stats.reused or threshold < 2
 
@@ -164,12 +162,12 @@ GROUPINGS = {
 @pytest.mark.parametrize("kind", ["output", "residual"])
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_any_grouping_of_streams_into_calls(grouping, kind):
-    config = paper(warmup_steps=4, threshold=2.0, reuse_interval=3, cache_kind=kind, sample_rows=0)
+    config = PaperConfig(warmup_steps=4, threshold=2.0, reuse_interval=3, cache_kind=kind, sample_rows=0)
     assert check_against_reference(config, GROUPINGS[grouping]).reused
 
 
 def test_streams_in_calls_of_their_own_do_not_touch_each_other():
-    config = paper(warmup_steps=4, threshold=1.0, sample_rows=0)
+    config = PaperConfig(warmup_steps=4, threshold=1.0, sample_rows=0)
     net = toy.Drifting()
     apart, _, stats = run_streams(net, config, 20, lambda e: [["a"], ["b"]])
     assert stats.reused
@@ -181,17 +179,17 @@ def test_streams_in_calls_of_their_own_do_not_touch_each_other():
 def test_heun_counts_steps_not_evaluations():
     # 4 warmup steps of Heun are 8 evaluations, at levels s0, s1 | s1, s2 | s2, s3 | s3, s4
     schedule = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0]
-    session = Session(paper(warmup_steps=4), schedule=schedule)
+    run = Run(PaperConfig(warmup_steps=4), schedule=schedule)
     levels = [level for pair in zip(schedule[:-1], schedule[1:], strict=True) for level in pair][:-1]
     for level in levels:
-        session.begin_evaluation(torch.tensor([level]))
-    stats = session.close()
+        run.begin_evaluation(torch.tensor([level]))
+    stats = run.close()
     assert kinds(stats) == ["warmup"] * 8 + ["full", "reuse"] * 2 + ["full"]
     assert [e.level for e in stats.evaluations] == pytest.approx(levels)
 
 
 def test_outside_the_range_everything_is_computed():
-    config = paper(start_percent=0.5, end_percent=0.8, threshold=2.0, sample_rows=0, warmup_steps=3)
+    config = PaperConfig(start_percent=0.5, end_percent=0.8, threshold=2.0, sample_rows=0, warmup_steps=3)
     outputs = [[e * 0.5] for e in range(20)]
     seen, stats = toy.play(config, outputs, steps=20)
     assert kinds(stats) == ["warmup"] * 3 + ["outside"] * 7 + ["reuse", "full"] * 3 + ["plain"] * 4
@@ -202,95 +200,91 @@ def test_outside_the_range_everything_is_computed():
 
 
 def test_range_by_noise_level():
-    session = Session(paper(warmup_steps=2), schedule=[1.0, 0.8, 0.6, 0.4, 0.2, 0.0], region=(0.7, 0.3))
+    run = Run(PaperConfig(warmup_steps=2), schedule=[1.0, 0.8, 0.6, 0.4, 0.2, 0.0], region=(0.7, 0.3))
     for level in (1.0, 0.8, 0.6, 0.4, 0.2):
-        session.begin_evaluation(torch.tensor([level]))
-    assert kinds(session.close()) == ["warmup", "warmup", "full", "reuse", "plain"]
+        run.begin_evaluation(torch.tensor([level]))
+    assert kinds(run.close()) == ["warmup", "warmup", "full", "reuse", "plain"]
 
 
-def one_call(session, x, blocks=2, keys=("a",)):
-    call = session.begin_call(list(keys), blocks)
-    for block in range(blocks):
-        x = call.block(block, x, lambda x=x: (x[0] + 1,))
-    assert call.finish()
-    return x
+def one_call(run, x, blocks=2, keys=("a",)):
+    return toy.one_call(run, x, [lambda x: (x[0] + 1,)] * blocks, keys)[-1]
 
 
 def test_another_shape_is_computed_and_measured_afresh():
-    session = Session(paper(warmup_steps=2, threshold=2.0), steps=12)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=12)
     for evaluation in range(12):
-        session.begin_evaluation()
-        out = one_call(session, (torch.full((1, 4 if evaluation < 5 else 6, 2), 1.0 + evaluation * 0.1),))
+        run.begin_evaluation()
+        out = one_call(run, (torch.full((1, 4 if evaluation < 5 else 6, 2), 1.0 + evaluation * 0.1),))
         assert out[0].shape[1] == (4 if evaluation < 5 else 6)
-    reused = [sum(e.reused) for e in session.close().evaluations]
+    reused = [sum(e.reused) for e in run.close().evaluations]
     assert reused[3] == 2 and reused[5] == 0 and sum(reused[6:])
 
 
 def test_a_block_that_is_no_longer_called_makes_the_call_be_repeated():
-    session = Session(paper(warmup_steps=2, threshold=2.0), steps=8)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=8)
     for evaluation in range(4):
-        session.begin_evaluation()
-        call = session.begin_call(["a"], 2)
+        run.begin_evaluation()
+        call = run.begin_call(["a"], 2)
         x = (torch.full((1, 4, 2), 1.0 + 0.1 * evaluation),)
         for block in range(1 if evaluation == 3 else 2):
             x = call.block(block, x, lambda x=x: (x[0] + 1,))
-        assert call.finish() == (evaluation != 3)
-    again = call.retry()
-    assert again.block(0, x, lambda: (x[0] * 7,))[0].equal(x[0] * 7)
-    assert again.finish()
-    assert "block 1 was not called" in session.close().inactive
+        assert run.end_call(call) == (evaluation != 3)
+    assert run.begin_call(["a"], 2) is None  # once more, plainly
+    stats = run.close()
+    assert stats.inactive.startswith("block 1 was not called")
+    assert stats.evaluations[3].computed == [1, 1] and stats.evaluations[3].reused == [0, 0]
 
 
 def test_a_block_that_runs_twice_in_a_call_ends_reuse():
-    session = Session(paper(), steps=20)
-    session.begin_evaluation()
-    call = session.begin_call(["a"], 2)
+    run = Run(PaperConfig(), steps=20)
+    run.begin_evaluation()
+    call = run.begin_call(["a"], 2)
     x = (torch.zeros(1, 2, 2),)
     for block in (0, 1, 0):
         x = call.block(block, x, lambda x=x: (x[0] + 1,))
     assert x[0].unique().tolist() == [3.0]
-    assert session.close().inactive == "block 0 ran after block 1 in one call of the model"
+    assert run.close().inactive == "block 0 ran after block 1 in one call of the model"
 
 
 def test_rows_that_do_not_divide_among_the_streams_end_reuse():
-    session = Session(paper(), steps=20)
-    session.begin_evaluation()
-    out = one_call(session, (torch.zeros(3, 2, 2),), keys=("a", "b"))
+    run = Run(PaperConfig(), steps=20)
+    run.begin_evaluation()
+    out = one_call(run, (torch.zeros(3, 2, 2),), keys=("a", "b"))
     assert out[0].unique().tolist() == [2.0]
-    assert session.close().inactive == "a batch of 3 does not divide among 2 conds"
+    assert run.close().inactive == "a batch of 3 does not divide among 2 conds"
 
 
 def test_over_budget_is_said_before_anything_is_stored():
-    session = Session(paper(sample_rows=0), steps=20)
-    session.set_budget(2 * 4096, None)
-    session.begin_evaluation()
-    one_call(session, (torch.zeros(1, 64, 16),))  # 4096 bytes a hidden state, 2 blocks of samples: 3 * 4096 in all
-    stats = session.close()
+    run = Run(PaperConfig(sample_rows=0), steps=20)
+    run.set_budget(2 * 4096, None)
+    run.begin_evaluation()
+    one_call(run, (torch.zeros(1, 64, 16),))  # 4096 bytes a hidden state, 2 blocks of samples: 3 * 4096 in all
+    stats = run.close()
     assert stats.inactive == "the stored features of 1 streams need 0.0 MiB, the budget is 0.0 MiB"
     assert stats.peak_bytes == 0
 
 
 @pytest.mark.parametrize("step", ["refresh", "keep_where"])
 def test_out_of_memory_ends_reuse_and_keeps_the_result(step, monkeypatch):
-    from foresight.engine.prefix.slot import Store
+    from foresight.engine.prefix.stream import Group
 
-    plain, _, _ = run_streams(toy.Drifting(), paper(threshold=0), 8, lambda e: [["a"]])
+    plain, _, _ = run_streams(toy.Drifting(), PaperConfig(threshold=0), 8, lambda e: [["a"]])
 
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Store, step, full)
-    outputs, _, stats = run_streams(toy.Drifting(), paper(warmup_steps=2, threshold=2.0), 8, lambda e: [["a"]])
+    monkeypatch.setattr(Group, step, full)
+    outputs, _, stats = run_streams(toy.Drifting(), PaperConfig(warmup_steps=2, threshold=2.0), 8, lambda e: [["a"]])
     assert all(torch.equal(x["a"], y["a"]) for x, y in zip(outputs, plain, strict=True))
     assert stats.inactive == "out of memory while storing or handing over features"
 
 
 def test_the_last_evaluation_has_no_time_where_the_host_cannot_say_when_it_ended():
     for timed in (True, False):
-        session = Session(paper(), steps=10)
+        run = Run(PaperConfig(), steps=10)
         for _ in range(2):
-            session.begin_evaluation()
-        seconds = [e.seconds for e in session.close(timed).evaluations]
+            run.begin_evaluation()
+        seconds = [e.seconds for e in run.close(timed).evaluations]
         assert seconds[0] is not None and (seconds[1] is not None) == timed
 
 
@@ -301,16 +295,16 @@ def test_out_of_memory_while_handing_over_repeats_the_call(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Slot, "read", full)
-    session = Session(paper(warmup_steps=2, threshold=2.0), steps=8)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=8)
     for evaluation in range(4):
-        session.begin_evaluation()
-        call = session.begin_call(["a"], 1)
+        run.begin_evaluation()
+        call = run.begin_call(["a"], 1)
         call.block(
             0,
             (torch.full((1, 4, 2), 0.1 * evaluation),),
             lambda evaluation=evaluation: (torch.full((1, 4, 2), 0.1 * evaluation),),
         )
-        assert call.finish() == (evaluation < 3)
+        assert run.end_call(call) == (evaluation < 3)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -347,32 +341,32 @@ def test_a_stream_holds_one_hidden_state_and_the_samples_whatever_the_depth(bloc
     tokens, dim, wanted = 32768, 16, 1024
     hidden = tokens * dim * 4
     sample = 1057 * dim * 4  # every 31st of 32768 rows
-    session = Session(paper(warmup_steps=2, threshold=2.0, reuse_interval=interval, sample_rows=wanted), steps=10)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0, reuse_interval=interval, sample_rows=wanted), steps=10)
     held = 0
     for evaluation in range(10):
-        session.begin_evaluation()
-        call = session.begin_call(["a"], blocks)
+        run.begin_evaluation()
+        call = run.begin_call(["a"], blocks)
         x = (torch.full((1, tokens, dim), 0.1 * evaluation),)
         for block in range(blocks):
             value = evaluation * 0.1 + block
             # what the host computes is the host's; all that the engine allocates around it is counted, handed-out
             # tensors aside
             x = call.block(block, x, lambda value=value: (torch.full((1, tokens, dim), value),))
-            held = max(held, sum(t.nbytes for t in _tensors(session)))
-        call.finish()
-    stats = session.close()
+            held = max(held, sum(t.nbytes for t in _tensors(run)))
+        run.end_call(call)
+    stats = run.close()
     assert stats.reused
     assert held <= 1.25 * hidden + blocks * sample + 4096
     assert held >= hidden  # the count is not of nothing
     assert stats.peak_bytes == pytest.approx(held, abs=4096)
-    assert not [t for t in _tensors(session) if t.nbytes > 4096]  # closed: nothing is left
+    assert not [t for t in _tensors(run) if t.nbytes > 4096]  # closed: nothing is left
 
 
-def _tensors(session):
-    """Every distinct tensor storage that is reachable from a session."""
+def _tensors(run):
+    """Every distinct tensor storage that is reachable from a run."""
     import gc
 
-    found, queue, visited = {}, [session], set()
+    found, queue, visited = {}, [run], set()
     while queue:
         item = queue.pop()
         if id(item) in visited or isinstance(item, type) or callable(item) and not hasattr(item, "__dict__"):
@@ -394,20 +388,20 @@ class _Storage:
 def test_no_temporary_of_the_size_of_a_hidden_state():
     tokens, dim, blocks = 8192, 16, 4
     hidden = tokens * dim * 4
-    session = Session(paper(warmup_steps=2, threshold=2.0, sample_rows=256), steps=10)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0, sample_rows=256), steps=10)
     count = LiveBytes()
     for evaluation in range(7):
-        session.begin_evaluation()
-        call = session.begin_call(["a"], blocks)
+        run.begin_evaluation()
+        call = run.begin_call(["a"], blocks)
         x = torch.full((1, tokens, dim), 0.1 * evaluation)
         outputs = [torch.full((1, tokens, dim), 0.1 * evaluation + block) for block in range(blocks)]
         with count:
             for block in range(blocks):
                 call.block(block, (x,), lambda output=outputs[block]: (output,))
-            call.finish()
+            run.end_call(call)
     # one slot, one handed-out copy and one copy of the first block's input at the most; samples are 1/31 each
     assert 2.0 * hidden <= count.peak <= 3.0 * hidden + blocks * hidden / 31 * 3
-    assert session.close().reused
+    assert run.close().reused
 
 
 def test_one_device_read_per_evaluation(monkeypatch):
@@ -418,21 +412,21 @@ def test_one_device_read_per_evaluation(monkeypatch):
         monkeypatch.setattr(
             torch.Tensor, name, lambda self, *a, name=name, **k: pytest.fail(f"{name} reads the device")
         )
-    session = Session(paper(warmup_steps=2, threshold=2.0), schedule=[1 - 0.1 * i for i in range(11)])
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), schedule=[1 - 0.1 * i for i in range(11)])
     for evaluation in range(10):
         before = len(reads)
-        session.begin_evaluation(torch.tensor([1 - 0.1 * evaluation]))
-        one_call(session, (torch.ones(2, 4, 2),), keys=("a", "b"))
+        run.begin_evaluation(torch.tensor([1 - 0.1 * evaluation]))
+        one_call(run, (torch.ones(2, 4, 2),), keys=("a", "b"))
         assert len(reads) - before == 1
-    session.close()
+    run.close()
 
 
 def test_a_reused_prefix_leaves_the_first_input_and_the_slot_alone_when_the_host_writes_in_place():
-    session = Session(paper(warmup_steps=2, threshold=2.0, reuse_interval=3), steps=12)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0, reuse_interval=3), steps=12)
     expected = None
     for evaluation in range(12):
-        session.begin_evaluation()
-        call = session.begin_call(["a"], 3)
+        run.begin_evaluation()
+        call = run.begin_call(["a"], 3)
         first = torch.full((1, 4, 2), 0.1 * evaluation)
         x, reused = (first,), False
         for block in range(3):
@@ -440,28 +434,28 @@ def test_a_reused_prefix_leaves_the_first_input_and_the_slot_alone_when_the_host
             x = call.block(block, x, lambda x=x, ran=ran: (ran.append(1), x[0] + 1)[1:])
             reused |= not ran
             x[0].add_(100)  # between-block code, like a ControlNet's residual
-        assert call.finish()
+        assert run.end_call(call)
         assert first.unique().tolist() == pytest.approx([0.1 * evaluation])
         if reused:  # the last block's stored output, then one addition
             assert x[0].unique().tolist() == pytest.approx([expected])
         else:
             expected = x[0][0, 0, 0].item()
-    assert session.close().reused
+    assert run.close().reused
 
 
 def test_over_the_device_budget_hidden_states_wait_in_ram():
     """64 rows of 16 floats: 4096 bytes a slot; 2 blocks with exact samples: 8192 bytes of samples a stream."""
-    config, ram = paper(sample_rows=0, warmup_steps=2, threshold=2.0), torch.device("cpu")
-    session = Session(config, steps=8, spill=ram)
+    config, ram = PaperConfig(sample_rows=0, warmup_steps=2, threshold=2.0), torch.device("cpu")
+    run = Run(config, steps=8, offload=Offload(fallback=ram))
     for evaluation in range(8):
         short = evaluation > 0  # by a byte for two slots at once, from the second evaluation on
-        session.set_budget(2 * 8192 + 2 * 4096 - short, 2 * 4096)
-        session.begin_evaluation()
+        run.set_budget(2 * 8192 + 2 * 4096 - short, 2 * 4096)
+        run.begin_evaluation()
         for key in "ab":
-            one_call(session, (torch.zeros(1, 64, 16),), keys=(key,))
-        assert session.stats.inactive is None and session.stats.in_ram == short
-    session.set_budget(2 * 8192 + 4096 - 1, 2 * 4096)
-    stats = session.close()
+            one_call(run, (torch.zeros(1, 64, 16),), keys=(key,))
+        assert run.stats.inactive is None and run.stats.in_ram == short
+    run.set_budget(2 * 8192 + 4096 - 1, 2 * 4096)
+    stats = run.close()
     assert stats.inactive == (
         "the stored features of 2 streams need 0.0 MiB beside 0.0 MiB in RAM, the budgets are 0.0 MiB and 0.0 MiB"
     )
@@ -469,11 +463,11 @@ def test_over_the_device_budget_hidden_states_wait_in_ram():
 
 
 def test_streams_that_come_and_go_do_not_pile_up():
-    session = Session(paper(sample_rows=0), steps=20)
+    run = Run(PaperConfig(sample_rows=0), steps=20)
     held = []
     for evaluation in range(12):
-        session.begin_evaluation()
-        one_call(session, (torch.zeros(1, 64, 16),), keys=(f"window {evaluation}",))
-        held.append(session.held_bytes)
+        run.begin_evaluation()
+        one_call(run, (torch.zeros(1, 64, 16),), keys=(f"window {evaluation}",))
+        held.append(run.held_bytes)
     assert held[1:] == [2 * held[0]] * 11  # this evaluation's and the last one's
-    assert session.close().reused == 0
+    assert run.close().reused == 0

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from foresight.engine.prefix.slot import Parking, Slot, Store, _empty, layout_bytes, layout_of
+from foresight.engine import Offload
+from foresight.engine.prefix.slot import Slot, _empty, layout_bytes, layout_of
+from foresight.engine.prefix.stream import Group, Stream
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -9,13 +11,13 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("cpu", 0)  # to the slot two devices, "meta" would lose the values
 
 
-@pytest.mark.parametrize("home", [None, ELSEWHERE])
-def test_a_slot_keeps_the_last_write_whose_flag_is_true(home):
+@pytest.mark.parametrize("waits_on", [None, ELSEWHERE])
+def test_a_slot_keeps_the_last_write_whose_flag_is_true(waits_on):
     x = (torch.ones(1, 4, 2), torch.ones(1, 2, 2, dtype=torch.float16))
-    slot = Slot(layout_bytes(layout_of(x)), CPU, Parking(home))
+    slot = Slot(layout_bytes(layout_of(x)), CPU, Offload(waits_on))
     for value, flag in ((1, YES), (2, YES), (3, NO)):
         slot.write_where(flag, tuple(t * value for t in x))
-        slot.park()
+        slot.to_offload()
     assert [t.unique().tolist() for t in slot.read(layout_of(x))] == [[2.0], [2.0]]
     assert [t.dtype for t in slot.read(layout_of(x))] == [torch.float32, torch.float16]
 
@@ -38,7 +40,7 @@ def test_copies_run_on_the_hosts_stream_and_only_what_changed_is_copied(monkeypa
     real = torch.Tensor.copy_
     monkeypatch.setattr(torch.Tensor, "copy_", lambda to, x, **_: (log.append("copy"), real(to, x))[1])
     x = (torch.ones(1, 4, 16),)
-    slot = Slot(layout_bytes(layout_of(x)), CPU, Parking(ELSEWHERE, lambda device: side))
+    slot = Slot(layout_bytes(layout_of(x)), CPU, Offload(ELSEWHERE, copy_stream=lambda device: side))
 
     def logged(*steps):
         log.clear()
@@ -49,13 +51,13 @@ def test_copies_run_on_the_hosts_stream_and_only_what_changed_is_copied(monkeypa
     out, back = ["copies wait for computing", "copy"], ["copies wait for computing", "copy"]
     assert logged(lambda: slot.write_where(YES, x)) == []  # nothing to bring back the first time
     assert slot.nbytes == 256  # on the device while a call writes
-    assert logged(slot.park) == out
+    assert logged(slot.to_offload) == out
     assert slot.nbytes == 256  # elsewhere between calls
     assert logged(slot.prefetch) == back  # ahead of need
     assert logged(lambda: slot.read(layout_of(x))) == ["computing waits for copies"]
-    assert logged(slot.park) == []  # unchanged
+    assert logged(slot.to_offload) == []  # unchanged
     assert torch.equal(slot.read(layout_of(x))[0], x[0])
-    slot.park()
+    slot.to_offload()
     assert logged(slot.clear, slot.prefetch) == []  # a full evaluation brings nothing back
     assert slot.nbytes == 256
 
@@ -74,30 +76,35 @@ def test_without_pinned_memory_it_waits_in_pageable_memory(monkeypatch):
 
 def test_less_a_base_only_where_the_flag_is_true():
     x, base = (torch.full((1, 2, 2), 5.0),), (torch.full((1, 2, 2), 3.0),)
-    slot = Slot(64, CPU, Parking())
+    slot = Slot(64, CPU, Offload())
     slot.write_where(YES, x, base)
     slot.write_where(NO, (x[0] * 100,), base)
     assert slot.read(layout_of(x))[0].unique().tolist() == [2.0]
 
 
+def group(blocks, streams=1):
+    """What is kept of a call of so many streams, with exact samples."""
+    return Group([Stream() for _ in range(streams)], blocks, 0, 0, Offload())
+
+
 def test_nothing_handed_out_or_taken_in_is_shared():
     x = (torch.ones(1, 4, 2),)
-    store = Store(1, 0)
-    store.refresh(0, x)
+    store = group(1)
+    store.refresh(0, x, False)
     store.keep_where(YES, x, None)
     x[0].zero_()  # the host writes to its own tensor
     first = store.slot.read(layout_of(x))
     first[0].zero_()  # and to what it was given
     assert store.slot.read(layout_of(x))[0].unique().tolist() == [1.0]
-    assert store.refresh(0, x).item() == 1.0  # (0 - 1)^2: the sample kept its 1 as well
+    assert store.refresh(0, x, False).item() == pytest.approx(8**0.5)  # 8 x (0 - 1)^2: the sample kept its 1
 
 
 def test_layouts_of_one_model_share_the_bytes():
     video_text = (torch.ones(1, 6, 16), torch.ones(1, 2, 16))
     joined = (torch.full((1, 8, 16), 2.0),)
-    store = Store(2, 0)
-    store.refresh(0, video_text)
-    store.refresh(1, joined)
+    store = group(2)
+    store.refresh(0, video_text, False)
+    store.refresh(1, joined, False)
     store.keep_where(YES, video_text, None)
     store.keep_where(YES, joined, None)
     assert store.slot.read(layout_of(joined))[0].unique().tolist() == [2.0]
@@ -106,8 +113,27 @@ def test_layouts_of_one_model_share_the_bytes():
 
 def test_non_contiguous_outputs():
     x = (torch.arange(12.0).view(1, 3, 4).transpose(1, 2),)
-    store = Store(1, 0)
-    store.refresh(0, x)
+    store = group(1)
+    store.refresh(0, x, False)
     store.keep_where(YES, x, None)
     assert torch.equal(store.slot.read(layout_of(x))[0], x[0])
-    assert store.refresh(0, x).item() == 0.0
+    assert store.refresh(0, x, False).item() == 0.0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1,), (0,)])
+def test_streams_take_what_is_theirs_into_a_call_with_others(order):
+    """Two streams of one call, in the slot and in the samples, then in other company."""
+    before = group(2, streams=2)
+    before.regroup(-1)
+    x = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
+    before.refresh(0, (x,), False)
+    before.refresh(1, (x + 100,), False)
+    before.keep_where(YES, (x + 100,), None)
+    streams = [before.streams[i] for i in order]
+    after = Group(streams, 2, 0, 0, Offload())
+    after.regroup(depth=1)
+    assert [s.group is after and s.row == i for i, s in enumerate(streams)] == [True] * len(order)
+    rows = x[list(order)]
+    assert torch.equal(after.samples[0][0], rows) and torch.equal(after.samples[1][0], rows + 100)
+    assert torch.equal(after.slot.read(after.layouts[1])[0], rows + 100)
+    assert after.refresh(0, (rows + 1,), False).item() == pytest.approx((12 * len(order)) ** 0.5)

@@ -1,0 +1,164 @@
+"""What a method has to answer. A method is one file: its settings, a subclass of `Config`, and its `Policy`."""
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .budget import Need, Offload
+from .config import Config
+from .schedule import Place
+from .stats import Evaluation
+from .tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether an evaluation is computed in full.
+
+    Attributes:
+        compute: True for computed.
+        ratio: What the decision rests on, measured over allowed: up to 1 it may be left out. None where nothing is
+            known.
+    """
+
+    compute: bool
+    ratio: float | None = None
+
+
+@dataclass
+class Resources:
+    """What a run lends to its policy.
+
+    Attributes:
+        offload: Where stored tensors wait between their uses.
+        fit: Asks the budget whether `Policy.need` fits; when it does not, the run is inactive from there on.
+        deactivate: Ends the method for this run, with a reason for the user.
+        lock: Held by the run while it begins a call; with several GPUs the calls of an evaluation run in threads.
+    """
+
+    offload: Offload
+    fit: Callable[[], bool]
+    deactivate: Callable[[str], None]
+    lock: threading.RLock
+
+
+class BlockCall(Protocol):
+    """One call of the model whose blocks a policy wants to see."""
+
+    held_bytes: int  # held for the length of the call, beside what `Policy.held_bytes` counts
+
+    def block(self, index: int, inputs: Tensors, compute: Callable[[], Tensors], join=None) -> Tensors:
+        """The output of block `index`, see `prefix.call.Call.block`."""
+
+    def finish(self) -> bool:
+        """End the call; False when its result is unusable, so that the model has to be called again, plainly."""
+
+
+class Policy:
+    """What a method leaves out and what it keeps for that. A method overrides what it needs; this leaves out nothing.
+
+    A policy lives as long as its run, and knows no host. The run counts calls, keeps the record, reads the device once
+    per evaluation and sees to it that an evaluation outside of the user's range is computed.
+
+    Args:
+        config: The user's settings, of the type that the method is registered for.
+        steps: Denoising steps of the run, None if unknown.
+        resources: What the run lends.
+    """
+
+    rest = "the rest is computed in full"  # why most_reuse may be 0, behind "3 are warmup, and "
+
+    def __init__(self, config: Config, steps: int | None, resources: Resources):
+        self.config, self.steps, self.resources = config, steps, resources
+
+    def why_never(self) -> str | None:
+        """Why these settings can leave nothing out in any run, or None."""
+        return None
+
+    def most_reuse(self, steps: int, warmup: int) -> int:
+        """How many of `steps` denoising steps can be left out at the most, by schedule."""
+        return 0
+
+    def decide(self, place: Place) -> Decision:
+        """Decide about the next evaluation; asked once for each, in order, until the run is inactive.
+
+        Where `place.may_reuse` is false the evaluation is computed, whatever is answered.
+        """
+        return Decision(compute=True)
+
+    def output(
+        self,
+        key: Hashable,
+        signature: Hashable,
+        compute: Callable[[], Tensors],
+        device: torch.device,
+        unit: Callable[[Tensors], Tensors],
+    ) -> Tensors:
+        """What the sampler gets in this evaluation; arguments as in `Run.output`."""
+        return compute()
+
+    def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int) -> BlockCall | None:
+        """Begin one call of the model; None leaves the model untouched. Arguments as in `Run.begin_call`."""
+        return None
+
+    def measured(self) -> list[torch.Tensor]:
+        """What the evaluation that ends has measured, 1-D on the device; the run reads it together with the level."""
+        return []
+
+    def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
+        """Take back the numbers of `measured`, in its order, and fill in the record of the evaluation."""
+
+    def has_measured(self) -> bool:
+        """Whether anything was measured in the run; else its record says that no part was computed twice in a row."""
+        return True
+
+    def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
+        """About what a run will hold on the model's device, for hosts that plan before they load a model.
+
+        Args:
+            latent: Shape of the sampler's latent.
+            hidden: (shape, dtype) of one stream's hidden state; empty where it is not known.
+            blocks: Length of the stack.
+            streams: How many streams there will be.
+        """
+        return 0
+
+    def need(self) -> Need:
+        """What is stored once everything that is known now has been stored."""
+        return Need("nothing", 0, 0, 0)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return 0
+
+    def drop(self) -> None:
+        """Give all memory back."""
+
+
+_POLICIES: dict[type[Config], type[Policy]] = {}
+
+
+def policy_for(config: type[Config]) -> Callable[[type[Policy]], type[Policy]]:
+    """Class decorator: registers a policy for the type of its settings."""
+
+    def register(policy: type[Policy]) -> type[Policy]:
+        _POLICIES[config] = policy
+        return policy
+
+    return register
+
+
+def policy_of(config: Config) -> type[Policy]:
+    """The policy of some settings, by their type.
+
+    Raises:
+        TypeError: no method is registered for that type.
+    """
+    if type(config) not in _POLICIES:
+        known = ", ".join(sorted(cls.__name__ for cls in _POLICIES))
+        raise TypeError(f"{type(config).__name__} is not the settings of a method; known are {known}")
+    return _POLICIES[type(config)]

@@ -1,0 +1,15 @@
+"""What the engine calls an output, and how it tells that memory ran out."""
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: torch.OutOfMemoryError on a GPU; RAM that runs out has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def format_bytes(count: int) -> str:
+    """Bytes as a readable quantity."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
