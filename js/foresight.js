@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { MapView, element } from "./map.js";
 import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./runs.js";
+import { readOlderFiles } from "./saved.js";
 
 const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
 const MAP_HEIGHT = 190;
@@ -65,6 +66,10 @@ app.registerExtension({
     api.addEventListener("reconnected", update); // events were lost
     new MutationObserver(() => showAll()).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
     update();
+  },
+
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name === "ForesightApply") readOlderFiles(nodeType);
   },
 
   nodeCreated(node) {
