@@ -10,7 +10,8 @@ import torch
 
 from foresight import PaperConfig
 from foresight.engine.prefix.stream import stream_bytes
-from foresight.hosts import families
+from foresight.hosts import blocks
+from foresight.hosts.comfyui import families
 
 from . import real_models
 from .forced import Clock, depth_of, forced_forecast, forced_prefix
@@ -70,7 +71,7 @@ class Bench:
         self._texts = [real_models.conditioning(model, seed) for seed in (1, 2)]
         self.conds = 1 if math.isclose(model.cfg, 1.0) else 2
         diffusion_model = self.patcher.model.diffusion_model
-        self._stack = families.family_of(diffusion_model, families.COMFYUI).stack(diffusion_model)
+        self._stack = blocks.family_of(diffusion_model, families.FAMILIES).stack(diffusion_model)
         self.blocks = len(self._stack)
 
     def sample(self, steps: int, patcher=None, syncs: bool = False) -> Sampled:

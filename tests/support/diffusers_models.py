@@ -2,7 +2,8 @@
 
 import torch
 
-from foresight.hosts import families
+from foresight.hosts import blocks
+from foresight.hosts.diffusers import families
 from support.diffusers_transformers import (
     cogvideox,
     cogvideox_inputs,
@@ -77,7 +78,7 @@ def loop(model, name, *, steps=STEPS, cfg=True, batch=1, seed=0, heun=False, con
 
 
 def stack(models, name):
-    return [block for block, _ in families.family_of(models[name], families.DIFFUSERS).stack(models[name])]
+    return [block for block, _ in blocks.family_of(models[name], families.FAMILIES).stack(models[name])]
 
 
 def stats_streams(name, run):

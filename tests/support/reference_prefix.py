@@ -11,7 +11,8 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from foresight.hosts import families
+from foresight.hosts import blocks
+from foresight.hosts.comfyui import families
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 KEY = "reference"
@@ -89,7 +90,7 @@ class Reference:
 
     def _diffusion_model(self, executor, *args, **kwargs):
         model = executor.class_obj
-        stack = families.family_of(model, families.COMFYUI).stack(model)
+        stack = blocks.family_of(model, families.FAMILIES).stack(model)
         options = next(v for v in (*reversed(args), kwargs.get("transformer_options")) if isinstance(v, dict))
         window = options.get("context_window")
         call = SimpleNamespace(streams=[], limits={}, changes={}, depth=-1)

@@ -9,8 +9,9 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ...engine import Config, ForecastConfig, Offload, Run, RunStats
-from .. import families
-from ..families import DIFFUSERS, family_of
+from .. import blocks
+from ..blocks import family_of
+from .families import FAMILIES
 
 OLDEST = (0, 42)  # the first whose state managers say which context a call is in
 
@@ -63,7 +64,7 @@ class ForesightHook(ModelHook):
         return self._run.stats if self._run is not None else self._stats
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        family = family_of(module, DIFFUSERS)
+        family = family_of(module, FAMILIES)
         self._family, self._stack = family, family.stack(module)
         self._signature = inspect.signature(type(module).forward)
         return module
@@ -98,7 +99,7 @@ class ForesightHook(ModelHook):
 
         def compute() -> tuple[torch.Tensor, ...]:
             dim = self._family.batch_dim or 0
-            computed[:] = [families.run_blocks(self._run, self._stack, [name], forward, dim)]
+            computed[:] = [blocks.run_blocks(self._run, self._stack, [name], forward, dim)]
             output, self._pack[name] = _unpack(computed[0])
             return output
 
@@ -209,7 +210,7 @@ def apply_foresight(
         UnsupportedModel: the class of `transformer` has no record.
     """
     check_version(diffusers.__version__)
-    family_of(transformer, DIFFUSERS)
+    family_of(transformer, FAMILIES)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     before = registry.get_hook(NAME)
     if before is not None:

@@ -11,8 +11,9 @@ import comfy.model_management
 import comfy.patcher_extension
 
 from foresight import PaperConfig
-from foresight.hosts import comfyui, families
-from foresight.hosts.comfyui import apply_foresight, live
+from foresight.hosts import blocks, comfyui
+from foresight.hosts.comfyui import apply_foresight, families, live, memory
+from foresight.hosts.comfyui import run as comfy_run
 from support import comfy_models
 from support.comfy_models import MODELS, sample
 
@@ -206,14 +207,14 @@ def test_an_interrupted_run_leaves_nothing_behind(model, error, where, runs):
 
 def test_nothing_of_a_run_outlives_it(models, monkeypatch):
     sessions = []
-    original = comfyui.Run
+    original = comfy_run.Run
 
     def remember(*args, **kwargs):
         session = original(*args, **kwargs)
         sessions.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(comfyui, "Run", remember)
+    monkeypatch.setattr(comfy_run, "Run", remember)
     kept = patched(models["wan"], MUCH)
     sample(models["wan"], kept)
     gc.collect()
@@ -336,7 +337,7 @@ def test_a_block_that_another_node_replaces_midway_costs_the_speed_not_the_video
 
 def test_a_missing_budget_is_said_and_the_result_is_plain(models, runs, monkeypatch):
     model = models["wan"]
-    monkeypatch.setattr(comfyui.SamplerRun, "_budget", lambda self, device, after_first: (500, 0))
+    monkeypatch.setattr(memory, "budget", lambda *_: (500, 0))
     assert torch.equal(sample(model, patched(model, MUCH)), sample(model))
     assert runs[0].inactive.endswith("the budgets are 0.0 MiB and 0.0 MiB") and runs[0].peak_bytes == 0
 
@@ -383,7 +384,7 @@ def test_trouble_while_telling_does_not_lose_the_video(models, monkeypatch, capl
     monkeypatch.setattr(live, "_server", broken)
     assert torch.equal(sample(model, patched(model, MUCH)), expected)
     assert "could not show" in caplog.text
-    monkeypatch.setattr(comfyui.Run, "close", broken)
+    monkeypatch.setattr(comfy_run.Run, "close", broken)
     assert torch.equal(sample(model, patched(model, MUCH)), expected)
     assert "could not read its last measurements" in caplog.text
 
@@ -396,11 +397,11 @@ def test_an_unsupported_model_is_refused_by_name():
         class model:
             diffusion_model = Lumina()
 
-    with pytest.raises(families.UnsupportedModel) as error:
+    with pytest.raises(blocks.UnsupportedModel) as error:
         apply_foresight(Patcher, PaperConfig())
     text = str(error.value)
     assert "Lumina" in text and __name__ in text
-    assert all(family.name in text for family in families.COMFYUI)
+    assert all(family.name in text for family in families.FAMILIES)
 
 
 def test_a_subclass_whose_blocks_may_do_more_is_refused():
@@ -409,8 +410,8 @@ def test_a_subclass_whose_blocks_may_do_more_is_refused():
     class NextWanModel(comfy.ldm.wan.model.WanModel):
         pass
 
-    with pytest.raises(families.UnsupportedModel, match="NextWanModel"):
-        families.family_of(object.__new__(NextWanModel), families.COMFYUI)
+    with pytest.raises(blocks.UnsupportedModel, match="NextWanModel"):
+        blocks.family_of(object.__new__(NextWanModel), families.FAMILIES)
 
 
 def test_controlnet_residuals_between_blocks_still_run(models, runs):

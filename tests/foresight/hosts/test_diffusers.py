@@ -10,9 +10,9 @@ import diffusers
 import diffusers.hooks
 
 from foresight import PaperConfig
+from foresight.hosts import blocks
 from foresight.hosts import diffusers as adapter
-from foresight.hosts import families
-from foresight.hosts.diffusers import apply_foresight
+from foresight.hosts.diffusers import apply_foresight, families
 from support.diffusers_models import STEPS, loop, stack, stats_streams
 
 NOTHING = PaperConfig(threshold=1e-12, warmup_steps=3)
@@ -203,9 +203,9 @@ def test_one_line_per_run(transformers, name, applied, caplog):
 
 
 def test_an_unsupported_model_is_refused_by_name():
-    with pytest.raises(families.UnsupportedModel) as error:
+    with pytest.raises(blocks.UnsupportedModel) as error:
         apply_foresight(torch.nn.Identity())
-    assert "Identity" in str(error.value) and all(family.name in str(error.value) for family in families.DIFFUSERS)
+    assert "Identity" in str(error.value) and all(family.name in str(error.value) for family in families.FAMILIES)
 
 
 @pytest.mark.parametrize("pipeline", ["wan", "hunyuan", "cogvideox", "ltx", "latte"])

@@ -10,7 +10,8 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfyui_version
 
 from foresight import ForecastConfig, PaperConfig
-from foresight.hosts import families
+from foresight.hosts import blocks
+from foresight.hosts.comfyui import families
 from support import contract
 from support.comfy_networks import NETWORKS, wan_causal
 from support.comfy_run import PackedRun, Run
@@ -25,7 +26,7 @@ def network(request):
 
 
 def stack_of(network):
-    return families.family_of(network.model, families.COMFYUI).stack(network.model)
+    return blocks.family_of(network.model, families.FAMILIES).stack(network.model)
 
 
 def test_measuring_changes_nothing(network):
@@ -85,10 +86,10 @@ def test_every_family_has_a_network():
     covered = set()
     for make in NETWORKS:
         try:
-            covered.add(families.family_of(make().model, families.COMFYUI).name)
+            covered.add(blocks.family_of(make().model, families.FAMILIES).name)
         except ImportError:
             pass
-    assert covered == {family.name for family in families.COMFYUI if exists(family.model)}
+    assert covered == {family.name for family in families.FAMILIES if exists(family.model)}
 
 
 def exists(name: str) -> bool:

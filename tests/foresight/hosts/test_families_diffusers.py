@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
 from foresight import ForecastConfig, PaperConfig
-from foresight.hosts import families
-from foresight.hosts.diffusers import apply_foresight
+from foresight.hosts import blocks
+from foresight.hosts.diffusers import apply_foresight, families
 from support import contract
 from support.diffusers_transformers import TRANSFORMERS, sana_wm_refiner
 
@@ -18,7 +18,7 @@ def transformer(request):
 
 
 def stack_of(transformer):
-    return families.family_of(transformer.model, families.DIFFUSERS).stack(transformer.model)
+    return blocks.family_of(transformer.model, families.FAMILIES).stack(transformer.model)
 
 
 class Run:
@@ -95,5 +95,5 @@ def test_blocks_that_write_a_kv_cache_always_run():
 
 
 def test_every_family_has_a_transformer():
-    covered = {families.family_of(make().model, families.DIFFUSERS).name for make in TRANSFORMERS}
-    assert covered == {family.name for family in families.DIFFUSERS}
+    covered = {blocks.family_of(make().model, families.FAMILIES).name for make in TRANSFORMERS}
+    assert covered == {family.name for family in families.FAMILIES}

@@ -12,6 +12,7 @@ import comfy.patcher_extension
 from foresight.engine import ForecastConfig, Run
 from foresight.hosts import comfyui
 from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts.comfyui.conds import active_conds
 from support.comfy_models import MODELS, sample
 from support.reference_forecast import Reference
 from support.situations import SITUATIONS, context_windows
@@ -126,7 +127,7 @@ def test_what_is_active_is_told_apart():
         hooks = [Hook]
 
     conds = {"positive": [{"uuid": 1, "timestep_start": 0.9, "timestep_end": 0.3, "control": Control}], "negative": []}
-    at = lambda sigma: comfyui._active_conds(conds, sigma)  # noqa: E731
+    at = lambda sigma: active_conds(conds, sigma)  # noqa: E731
     assert at(0.7) == at(0.5) and len({at(1.0), at(0.85), at(0.7), at(0.2)}) == 3  # the first and the last: nothing
     conds["positive"][0]["hooks"] = Hooks
     assert at(0.7) != at(0.5)

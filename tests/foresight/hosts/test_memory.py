@@ -12,8 +12,8 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_management
 
 from foresight import PaperConfig
-from foresight.hosts import comfyui, families
-from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts import blocks, comfyui
+from foresight.hosts.comfyui import apply_foresight, families, memory
 from support.comfy_models import MODELS, sample
 from support.comfy_networks import ltx_2, wan
 from support.comfy_run import Run
@@ -37,7 +37,7 @@ def test_the_plan_is_what_is_held_but_for_the_text(models, name, cfg, runs, monk
     sample(model, cfg=cfg)
     sample(model, apply_foresight(model.patcher, MUCH), cfg=cfg)
     assert model.patcher.model.memory_usage_factor == factor
-    family = families.family_of(model.patcher.model.diffusion_model, families.COMFYUI)
+    family = blocks.family_of(model.patcher.model.diffusion_model, families.FAMILIES)
     _, tokens, width = family.hidden_shape(model.patcher.model.diffusion_model, tuple(model.latent(1).shape))
     states = (1 + len(model.stack)) * (1 if cfg == 1.0 else 2)  # fp32; exact samples are hidden states too
     assert asked[1] - asked[0] == pytest.approx(states * tokens * width * 4, rel=1e-3)
@@ -60,7 +60,7 @@ def test_a_short_device_moves_hidden_states_to_ram_then_ends_reuse(models, runs,
     plain = sample(model, tokens=(6, 4))  # two calls, so that one slot at a time is on the device
     reused = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
     for free, in_ram, active in ((10 * slot, False, True), (9 * slot, True, True), (9 * slot - 1, False, False)):
-        monkeypatch.setattr(comfyui.SamplerRun, "_budget", lambda self, device, after_first, f=free: (f, 2 * slot))
+        monkeypatch.setattr(memory, "budget", lambda *_, f=free: (f, 2 * slot))
         out = sample(model, apply_foresight(model.patcher, MUCH), tokens=(6, 4))
         assert runs[-1].in_ram == in_ram
         assert torch.equal(out, reused if active else plain)
@@ -77,11 +77,11 @@ def test_the_budget_is_what_the_first_evaluation_left_free(models, monkeypatch):
         "get_free_memory",
         lambda device, torch_free_too=False: (10 * 10**9, 4 * 10**9) if torch_free_too else 64 * 10**9,
     )
-    run = comfyui.SamplerRun(MUCH, models["wan"].patcher, torch.linspace(1, 0, 11))
-    seen = [run._budget(torch.device("cuda"), after_first) for after_first in (False, True)]
+    seen = [memory.budget(MUCH, torch.device("cuda"), after_first, 0) for after_first in (False, True)]
     assert seen == [(5 * 10**9, 32 * 10**9), (5 * 10**9, 32 * 10**9)]
-    limited = comfyui.SamplerRun(PaperConfig(cache_budget_gb=1.5), models["wan"].patcher, torch.linspace(1, 0, 11))
-    assert limited._budget(torch.device("cuda"), True) == (1.5 * 2**30, 32 * 10**9)
+    assert memory.budget(MUCH, torch.device("cuda"), True, 10**9)[0] == 6 * 10**9  # what is stored is not free twice
+    limited = PaperConfig(cache_budget_gb=1.5)
+    assert memory.budget(limited, torch.device("cuda"), True, 0) == (1.5 * 2**30, 32 * 10**9)
 
 
 def tensors():

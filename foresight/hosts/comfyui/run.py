@@ -1,0 +1,189 @@
+"""One sampler run in ComfyUI: the wrappers that feed the engine."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import torch
+
+from ...engine import Config, Offload, Run, RunStats
+from ...engine.compiler import outside_graphs
+from ...engine.tensors import format_bytes
+from .. import blocks
+from ..blocks import Section, UnsupportedModel, family_of
+from . import memory
+from .conds import StreamKeys, active_conds, transformer_options
+from .families import FAMILIES, ComfyFamily
+
+WrappersMP = comfy.patcher_extension.WrappersMP
+KEY = "foresight"
+
+log = logging.getLogger(__package__)
+
+
+class SamplerRun:
+    """One sampler run: a `Run` of the engine and the wrappers that feed it. Exists inside OUTER_SAMPLE only.
+
+    Args:
+        config: The user's settings.
+        model_patcher: Of the guider that samples.
+        sigmas: Noise levels of the run, (steps + 1,).
+        cfg: The guider's, None where it has none.
+        watch: Called at the beginning of every evaluation.
+    """
+
+    def __init__(self, config: Config, model_patcher, sigmas: torch.Tensor, cfg: float | None = None, watch=None):
+        self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
+        model_sampling = model_patcher.get_model_object("model_sampling")
+        # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
+        highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
+        lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
+        offload = Offload(
+            device=memory.RAM if config.cache_device == "cpu" else None,
+            fallback=memory.RAM if config.cache_device == "auto" else None,
+            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
+            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
+        )
+        self._run = Run(
+            config,
+            schedule=sigmas.tolist(),
+            region=(highest, lowest),
+            offload=offload,
+            noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
+        )
+        self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
+        self._keys = StreamKeys()
+        self._watch: Callable[[], None] | None = watch
+
+    @property
+    def stats(self) -> RunStats:
+        """The record of the run, filled in as it goes on."""
+        return self._run.stats
+
+    def install(self, model_options: dict) -> dict:
+        """A clone of a guider's model options with this run's wrappers in it."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        for kind, wrapper in (
+            (WrappersMP.PREPARE_SAMPLING, self._prepare_sampling),
+            (WrappersMP.PREDICT_NOISE, self._predict_noise),
+            (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
+            (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
+            (WrappersMP.APPLY_MODEL, self._apply_model),
+        ):
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
+        return options
+
+    def end(self) -> RunStats | None:
+        """Drop everything stored; what the run did, or None when even that can't be read (the device is in error)."""
+        try:
+            return self._run.close()
+        except Exception:
+            log.warning("Foresight could not read its last measurements", exc_info=True)
+            return None
+
+    def _prepare_sampling(self, executor, model_patcher, noise_shape, conds, *args, **kwargs):
+        """Let ComfyUI plan for what will be stored: it sizes by the model's memory factor."""
+        model, shape = model_patcher.model, tuple(noise_shape)
+        family, stack = self._stack(model.diffusion_model)
+        need = memory.planned_bytes(self._run, model, family, len(stack), shape, conds, self._cfg)
+        usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
+        if not self._run.stats.inactive:
+            held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
+            log.info("Foresight: at most %d of %d steps can be reused, %s", self._run.most_reuse, self._steps, held)
+        if need and usual:
+            model.memory_usage_factor = found * (usual + need) / usual
+        try:
+            return executor(model_patcher, noise_shape, conds, *args, **kwargs)
+        finally:
+            model.memory_usage_factor = found
+
+    def _predict_noise(self, executor, x, timestep, *args, **kwargs):
+        if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
+            after_first = self._run.evaluation == 0
+            self._run.set_budget(*memory.budget(self._config, x.device, after_first, self._run.held_bytes))
+        self._run.begin_evaluation(timestep)
+        if self._watch is not None:
+            self._watch()
+        self._keys.begin_evaluation()
+        if self._run.kind == "plain":
+            return executor(x, timestep, *args, **kwargs)
+        # behind the guider there is one output, whatever the conds, windows and passes
+        sigma = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
+        (denoised,) = self._run.output(
+            "denoised",
+            (x.shape, x.dtype, x.device, active_conds(executor.class_obj.conds, sigma)),
+            lambda: (executor(x, timestep, *args, **kwargs),),
+            x.device,
+            lambda output: (x - output[0],),
+        )
+        return denoised
+
+    def _calc_cond_batch(self, executor, *args, **kwargs):
+        self._keys.begin_pass()
+        return executor(*args, **kwargs)
+
+    @outside_graphs(recursive=False)
+    def _apply_model(self, executor, x, *args, **kwargs):
+        """In place of `_diffusion_model` for the models that do not call its wrappers."""
+        model = executor.class_obj.diffusion_model
+        return self._around(getattr(model, "_orig_mod", model), False, executor, x, args, kwargs)
+
+    @outside_graphs(recursive=False)  # with a whole model compiled, this runs inside its graph
+    def _diffusion_model(self, executor, x, *args, **kwargs):
+        return self._around(executor.class_obj, True, executor, x, args, kwargs)
+
+    def _stack(self, model: torch.nn.Module) -> tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]:
+        """Family and blocks of a model, looked up once a run; (None, []) for one that is not supported."""
+        if model not in self._stacks:
+            try:
+                family = family_of(model, FAMILIES)
+                self._stacks[model] = family, family.stack(model)
+            except UnsupportedModel as error:  # a guider's second model, say: its calls stay plain
+                log.info("Foresight inactive on a second model: %s", error)
+                self._stacks[model] = None, []
+        return self._stacks[model]
+
+    @outside_graphs(recursive=False)
+    def _around(self, model: torch.nn.Module, wrapped: bool, executor, x, args: tuple, kwargs: dict):
+        """One call of the model."""
+        family, stack, keys = self._call_of(model, wrapped, x, args, kwargs)
+        if family is None:
+            return executor(x, *args, **kwargs)
+        forward = functools.partial(executor, x, *args, **kwargs)
+        return blocks.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0)
+
+    @outside_graphs()
+    def _call_of(self, model: torch.nn.Module, wrapped: bool, x, args: tuple, kwargs: dict) -> tuple:
+        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain."""
+        family, stack = self._stack(model)
+        options = transformer_options(args, kwargs)
+        if family is None or options is None:
+            return None, stack, []
+        keeps_state = family.plain_with in options
+        if wrapped == (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
+            return None, stack, []
+        if keeps_state and not self._run.stats.inactive:
+            self._run.deactivate("blocks write a KV cache in each evaluation")
+        latent = x[0] if isinstance(x, list) else x  # video and audio come as a list
+        with self._run.lock:
+            keys = self._keys.of_call(model, options, latent.device)
+        if family.batch_dim is None:
+            keys = [tuple(keys)]
+        if family.prefetches and self._run.kind == "reuse":
+            options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
+        return family, stack, keys
+
+
+def _flow_noise(sigma: float) -> float:
+    """Share of noise of a flow model, x = (1 - sigma) x_0 + sigma noise."""
+    return sigma
+
+
+def _variance_noise(sigma: float) -> float:
+    """Share of noise of every other model, x = x_0 + sigma noise."""
+    return sigma / (1 + sigma)

@@ -1,0 +1,103 @@
+"""The models of diffusers whose blocks are known, one record each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...engine.tensors import Tensors
+from ..blocks import Family, Section
+
+
+@dataclass(frozen=True)
+class DiffusersFamily(Family):
+    """A model class of diffusers.
+
+    Attributes:
+        timestep: Argument of the model that says the noise level.
+    """
+
+    timestep: str = "timestep"
+
+
+def _frames_to_tokens(base: Tensors, inputs: Tensors, kwargs: Mapping) -> Tensors:
+    """Latte: (B*F, N, C) as the spatial blocks have it to (B*N, F, C) as the temporal blocks do."""
+    frames = inputs[0].shape[1]
+    x = base[0].unflatten(0, (-1, frames))  # (B, F, N, C)
+    return (x.transpose(1, 2).flatten(0, 1),)
+
+
+def _encoder_or_decoder(base: Tensors, inputs: Tensors, kwargs: Mapping) -> Tensors:
+    """Motif-Video: its last blocks start over from the video of the first block, with the video as context."""
+    return base if inputs[1].shape == base[1].shape else (base[0], base[0])
+
+
+_HIDDEN = (("hidden_states", 0),)
+_HIDDEN_TEXT = (("hidden_states", 0), ("encoder_hidden_states", 1))
+
+_D = "diffusers.models.transformers."
+_BLOCKS = (Section("blocks", _HIDDEN),)
+_TRANSFORMER_BLOCKS = (Section("transformer_blocks", _HIDDEN),)
+_TWO_STREAMS = (Section("transformer_blocks", _HIDDEN_TEXT),)
+_DOUBLE_SINGLE = (*_TWO_STREAMS, Section("single_transformer_blocks", _HIDDEN_TEXT))
+FAMILIES = (
+    DiffusersFamily("Wan 2.1 / 2.2", _D + "transformer_wan.WanTransformer3DModel", _BLOCKS),
+    DiffusersFamily("Wan VACE", _D + "transformer_wan_vace.WanVACETransformer3DModel", _BLOCKS),
+    DiffusersFamily("Wan 2.2 Animate", _D + "transformer_wan_animate.WanAnimateTransformer3DModel", _BLOCKS),
+    DiffusersFamily("SkyReels V2", _D + "transformer_skyreels_v2.SkyReelsV2Transformer3DModel", _BLOCKS),
+    DiffusersFamily("ChronoEdit", _D + "transformer_chronoedit.ChronoEditTransformer3DModel", _BLOCKS),
+    DiffusersFamily("Helios", _D + "transformer_helios.HeliosTransformer3DModel", _BLOCKS),
+    DiffusersFamily("CogVideoX", _D + "cogvideox_transformer_3d.CogVideoXTransformer3DModel", _TWO_STREAMS),
+    DiffusersFamily(
+        "Latte",
+        _D + "latte_transformer_3d.LatteTransformer3DModel",
+        (*_TRANSFORMER_BLOCKS, Section("temporal_transformer_blocks", _HIDDEN, _frames_to_tokens)),
+        interleaved=True,
+    ),
+    DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS),
+    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS),
+    DiffusersFamily("HunyuanVideo", _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel", _DOUBLE_SINGLE),
+    DiffusersFamily(
+        "HunyuanVideo 1.5", _D + "transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel", _TWO_STREAMS
+    ),
+    DiffusersFamily(
+        "HunyuanVideo FramePack",
+        _D + "transformer_hunyuan_video_framepack.HunyuanVideoFramepackTransformer3DModel",
+        _DOUBLE_SINGLE,
+    ),
+    DiffusersFamily(
+        "Motif-Video",
+        _D + "transformer_motif_video.MotifVideoTransformer3DModel",
+        (*_TWO_STREAMS, Section("single_transformer_blocks", _HIDDEN_TEXT, _encoder_or_decoder)),
+    ),
+    DiffusersFamily("LTX-Video", _D + "transformer_ltx.LTXVideoTransformer3DModel", _TRANSFORMER_BLOCKS),
+    DiffusersFamily(
+        "LTX-2",
+        _D + "transformer_ltx2.LTX2VideoTransformer3DModel",
+        (Section("transformer_blocks", (("hidden_states", 0), ("audio_hidden_states", 1))),),
+    ),
+    DiffusersFamily(
+        "SANA-WM refiner",
+        _D + "transformer_sana_wm_refiner.SanaWMLTX2RefinerTransformer3DModel",
+        _TRANSFORMER_BLOCKS,
+        plain_with="kv_cache",
+    ),
+    DiffusersFamily(
+        "Kandinsky 5",
+        _D + "transformer_kandinsky.Kandinsky5Transformer3DModel",
+        (Section("visual_transformer_blocks", (("visual_embed", 0),)),),
+    ),
+    DiffusersFamily(
+        "Kandinsky 6",
+        _D + "transformer_kandinsky6.Kandinsky6Transformer3DModel",
+        (Section("visual_transformer_blocks", (("visual_embed", 0), ("audio_embed", 1))),),
+    ),
+    DiffusersFamily(
+        "Cosmos 3",
+        _D + "transformer_cosmos3.Cosmos3OmniTransformer",
+        (Section("layers", (("und_seq", 0), ("gen_seq", 1))),),
+        batch_dim=None,
+        timestep="vision_timesteps",
+    ),
+    DiffusersFamily(
+        "MiniMax H3", _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel", _TRANSFORMER_BLOCKS, batch_dim=None
+    ),
+)
