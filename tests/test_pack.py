@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,18 @@ def imported(path: Path) -> set[str]:
     return {name.rsplit(".", n)[0] for name in names for n in range(name.count(".") + 1)}
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules of ours that a module names in its imports, without the packages around them."""
+    names = imported(path)
+    return {name for name in names if not any(other.startswith(f"{name}.") and module_of(other) for other in names)}
+
+
+def module_of(name: str) -> bool:
+    """Whether a full name is that of a module of ours."""
+    path = ROOT / name.replace(".", "/")
+    return path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file()
+
+
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_layers_look_down_only(folder):
     for path in (ROOT / folder).rglob("*.py"):
@@ -55,6 +68,36 @@ def test_layers_look_down_only(folder):
 def test_the_layers_test_sees_relative_and_absolute_imports():
     host = ROOT / "foresight" / "hosts" / "comfyui" / "__init__.py"
     assert {"foresight.engine", "foresight.hosts.blocks", "comfy", "comfy.model_patcher"} <= imported(host)
+
+
+def test_no_module_of_ours_imports_itself_through_others():
+    """No circle: what a module imports, and what that imports, never leads back to it."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in PRODUCT
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    direct = {}
+    for name, path in files.items():
+        # a package that only gathers its modules for those outside is no way back for these
+        used = {found for found in imported_modules(path) if found in files and found != name}
+        direct[name] = {found for found in used if not name.startswith(f"{found}.")}
+    for start in direct:
+        reached, waiting = set(), [*direct[start]]
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting += direct[name]
+        assert start not in reached, start
+    assert "foresight.engine.schedule" in direct["foresight.engine.prefix.policy"]
+
+
+def test_nothing_asks_which_method_it_is():
+    asks = re.compile(r"_forecaster|method ==|config\.method")
+    for folder in ("foresight", "nodes"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not asks.search(path.read_text()), path
 
 
 def test_only_live_py_touches_the_server():
@@ -80,8 +123,8 @@ def test_files_and_functions_keep_to_the_limits():
 
 def test_importing_the_engine_brings_no_host_and_does_not_touch_the_gpu():
     code = (
-        "import sys, foresight, torch; "
-        "assert not {'comfy', 'diffusers', 'transformers'} & set(sys.modules); "
+        "import sys, foresight, foresight.hosts.blocks, torch; "
+        "assert not {'comfy', 'diffusers', 'transformers', 'torch._dynamo'} & set(sys.modules); "
         "assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -163,11 +163,42 @@ def test_the_map_is_in_no_file_and_on_no_global(page):
     page.demo()
     saved = page.run("() => app.graph.serialize()")
     (node,) = [n for n in saved["nodes"] if n["type"] == "ForesightApply"]
-    assert node["widgets_values"] == [0, 2, 2, 0, 1, "auto", 0, "paper"] and "foresight_view" not in json.dumps(saved)
+    assert node["widgets_values"] == ["paper", 2, 0, 0, 0, 1, "auto", 0] and "foresight_view" not in json.dumps(saved)
     prompt = page.run("async () => (await app.graphToPrompt()).output")
     (inputs,) = [n["inputs"] for n in prompt.values() if n["class_type"] == "ForesightApply"]
     assert len(inputs) == 9 and "foresight_view" not in inputs
     assert page.run("() => Object.keys(window).filter((key) => /foresight/i.test(key))") == []
+
+
+OLDER = {  # widget values as older versions saved them, and as they are read now
+    "forecast": ([3, 1.5, 2, 0.1, 0.9, "cpu", 2.5, "forecast"], ["forecast", 1.5, 3, 0, 0.1, 0.9, "cpu", 2.5]),
+    "forecast, off": ([0, 0.5, 1, 0, 1, "auto", 0, "forecast"], ["forecast", 0.5, 0, 1, 0, 1, "auto", 0]),
+    "paper": ([8, 0.5, 3, 0, 1, "auto", 0, "paper"], ["paper", 0.5, 8, 3, 0, 1, "auto", 0]),
+    "before forecast": ([8, 0.5, 3, 0, 1, "auto", 0], ["paper", 0.5, 8, 3, 0, 1, "auto", 0]),
+}
+
+
+def test_a_workflow_with_the_older_order_of_widgets_is_read_right_and_that_is_said_once(page, tmp_path):
+    today = json.loads((hosts.ROOT / "workflows" / "foresight_demo.json").read_text())
+    (node,) = [n for n in today["nodes"] if n["type"] == "ForesightApply"]
+    names = [entry["name"] for entry in node["inputs"][1:]]
+    for name, (saved, expected) in OLDER.items():
+        node["widgets_values"] = saved
+        (tmp_path / "older.json").write_text(json.dumps(today))
+        (inputs,) = [
+            n["inputs"]
+            for n in page.load(tmp_path / "older.json")["output"].values()
+            if n["class_type"] == "ForesightApply"
+        ]
+        assert [inputs[key] for key in names] == expected, name
+    said = page.page.get_by_text("saved with an older Foresight")
+    assert said.count() == 1
+    for values in (["paper", 2, 0, 0, 0, 1, "auto", 0], ["forecast", 0.5, 1, 3, 0, 1, "gpu", 1]):
+        node["widgets_values"] = values
+        (tmp_path / "today.json").write_text(json.dumps(today))
+        loaded = page.load(tmp_path / "today.json")["output"]
+        (inputs,) = [n["inputs"] for n in loaded.values() if n["class_type"] == "ForesightApply"]
+        assert [inputs[key] for key in names] == values
 
 
 def test_reload_cached_run_and_bypass(page):

@@ -6,6 +6,7 @@ The only file that touches the server.
 import itertools
 import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Container
@@ -89,11 +90,9 @@ def executing():
 
 
 def _server():
-    try:
-        from server import PromptServer
-    except ImportError:  # ComfyUI as a library, or a test
-        return None
-    return getattr(PromptServer, "instance", None)
+    """The server, None where ComfyUI is used as a library: importing it here would cost the first run a second."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 def runs() -> list[dict]:

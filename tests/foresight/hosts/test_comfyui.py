@@ -1,6 +1,10 @@
 import gc
 import logging
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -443,3 +447,106 @@ def test_controlnet_residuals_between_blocks_still_run(models, runs):
             for got, want in zip(watch.outputs[e][depth], watch.outputs[stored[depth]][depth], strict=True):
                 assert torch.equal(got, want)
         stored.update(dict.fromkeys(range(depth + 1, len(model.stack)), e))
+
+
+def swaps(monkeypatch):
+    """How often the blocks of a model were swapped."""
+    count = [0]
+    enter = blocks.Swapped.__enter__
+
+    def counted(self):
+        count[0] += 1
+        return enter(self)
+
+    monkeypatch.setattr(blocks.Swapped, "__enter__", counted)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({}, 4, 0),  # too short to gain anything
+        ({"warmup_steps": 1}, 12, 0),
+        ({"warmup_steps": 3, "end_percent": 0.5}, 12, 6),  # as long as the range lasts, in levels of flow shift 1
+        ({"warmup_steps": 3}, 12, 12),
+    ],
+)
+def test_blocks_are_swapped_only_while_the_method_wants_them(models, runs, monkeypatch, settings, steps, expected):
+    model, count = models["wan"], swaps(monkeypatch)
+    plain = sample(model, steps=steps)
+    out = sample(model, patched(model, PaperConfig(threshold=1e-12, **settings)), steps=steps)
+    inside = sum(e.kind != "plain" for e in runs[0].evaluations)
+    assert torch.equal(out, plain) and count[0] == inside
+    assert inside == expected or "end_percent" in settings and 0 < inside < steps
+    assert all(e.computed == [2] * len(model.stack) for e in runs[0].evaluations)  # counted all the same
+
+
+def test_a_run_without_memory_for_it_swaps_no_block_after_the_first_call(models, runs, monkeypatch):
+    count = swaps(monkeypatch)
+    monkeypatch.setattr(memory, "budget", lambda *_: (500, 0))
+    sample(models["wan"], patched(models["wan"], MUCH))
+    assert runs[0].inactive and count[0] == 1
+
+
+def test_wrappers_take_their_arguments_by_name(models, runs):
+    """Another pack's wrapper may call on with keywords."""
+    model, kinds = models["wan"], comfy.patcher_extension.WrappersMP
+    expected = sample(model, patched(model, MUCH))
+    noisy = model.patcher.clone()
+
+    def by_name(*names):
+        def wrapper(executor, *args, **kwargs):
+            return executor(**dict(zip(names, args, strict=False)), **kwargs)
+
+        return wrapper
+
+    outer = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed")
+    for kind, names in (
+        (kinds.OUTER_SAMPLE, outer),
+        (kinds.PREDICT_NOISE, ("x", "timestep", "model_options", "seed")),
+        (kinds.CALC_COND_BATCH, ("model", "conds", "x_in", "timestep", "model_options")),
+        (kinds.APPLY_MODEL, ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")),
+        (kinds.DIFFUSION_MODEL, ("x", "timestep", "context", "clip_fea", "time_dim_concat", "transformer_options")),
+    ):
+        noisy.add_wrapper_with_key(kind, "by_name", by_name(*names))
+    out = sample(model, apply_foresight(noisy, MUCH))
+    assert torch.equal(out, expected) and runs[0].reused == runs[1].reused > 0
+
+
+def test_a_model_that_torch_has_sharded_is_the_model_that_it_was(models):
+    from torch.distributed.fsdp import FSDPModule
+
+    network = models["wan"].patcher.model.diffusion_model
+    sharded = type("FSDPWanModel", (FSDPModule, type(network)), {})  # what fully_shard makes of a class
+    assert blocks.family_of(object.__new__(sharded), families.FAMILIES) is blocks.family_of(network, families.FAMILIES)
+    with pytest.raises(blocks.UnsupportedModel, match="Other"):
+        blocks.family_of(object.__new__(type("Other", (type(network),), {})), families.FAMILIES)
+
+
+FIRST_RUN = """
+import sys
+sys.argv = sys.argv[:1]
+from comfy.cli_args import args
+args.cpu = True
+import comfy.samplers
+sys.path += [{root!r}, {root!r} + "/tests"]
+from foresight import ForecastConfig, PaperConfig
+from foresight.hosts.comfyui import apply_foresight
+from support.comfy_models import MODELS, sample
+model = MODELS["wan"]()
+sample(model, steps=12)
+before = set(sys.modules)
+for config in (ForecastConfig(threshold=2.0), PaperConfig(threshold=2.0)):
+    sample(model, apply_foresight(model.patcher, config), steps=12)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_first_run_of_a_process_imports_next_to_nothing():
+    """The server and torch's compiler take a second or more each."""
+    root = str(Path(__file__).resolve().parents[3])
+    env = {**os.environ, "PYTHONPATH": os.environ["COMFYUI_PATH"]}
+    command = [sys.executable, "-c", FIRST_RUN.format(root=root)]
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] in ("[]", "['comfy_execution', 'comfy_execution.utils']")

@@ -9,11 +9,11 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 import diffusers
 import diffusers.hooks
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts import diffusers as adapter
 from foresight.hosts.diffusers import apply_foresight, families
-from support.diffusers_models import STEPS, loop, stack, stats_streams
+from support.diffusers_models import STEPS, arguments, loop, seeded, stack, stats_streams
 
 NOTHING = PaperConfig(threshold=1e-12, warmup_steps=3)
 MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
@@ -122,6 +122,7 @@ def test_an_interrupted_run_leaves_nothing_behind(transformers, name, applied):
     with pytest.raises(KeyboardInterrupt):
         loop(transformers[name], name)  # inside a block
     hook.remove()
+    assert len(handle.stats.evaluations) == 1  # the record is that of the run that was cut off
     assert not [block for block in stack(transformers, name) if "forward" in block.__dict__]
     assert torch.equal(loop(transformers[name], name), reused)
     handle.remove()
@@ -224,3 +225,68 @@ def test_the_stock_pipelines_call_the_transformer_as_the_loop_here_does(pipeline
         pipeline, ['"cond_uncond"']
     )
     assert all(f"cache_context({context}" in source for context in expected)
+
+
+@pytest.mark.parametrize("config", [PaperConfig(threshold=2.0), ForecastConfig(threshold=2.0)], ids=lambda c: c.name)
+def test_an_interrupted_run_keeps_its_record(transformers, name, applied, config):
+    handle = applied(config, steps=20)
+    loop(transformers[name], name, steps=20)
+    whole, calls = handle.stats, [0]
+
+    def interrupt(*_):
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+
+    hook = stack(transformers, name)[0].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop(transformers[name], name, steps=20)
+    hook.remove()
+    stopped = handle.stats
+    assert stopped is not whole and 0 < len(stopped.evaluations) < 20
+    kinds = [e.kind for e in stopped.evaluations]
+    assert kinds == [e.kind for e in whole.evaluations][: len(kinds)]
+
+
+def test_an_error_of_the_device_hides_no_error_of_the_host(transformers, name, applied, monkeypatch, caplog):
+    handle = applied(MUCH)
+
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail(*_):
+        monkeypatch.setattr(adapter.Run, "close", broken)
+        raise KeyboardInterrupt
+
+    hook = stack(transformers, name)[0].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        loop(transformers[name], name)
+    hook.remove()
+    monkeypatch.undo()
+    assert len(handle.stats.evaluations) == 1 and "could not read its last measurements" in caplog.text
+
+
+VERSIONS = [("0.35.2", True), ("0.41.0", True), ("0.42.1", False), ("1.0", False)]
+
+
+@pytest.mark.parametrize(("version", "refused"), VERSIONS)
+def test_a_diffusers_that_is_too_old_is_refused_by_name(transformers, monkeypatch, version, refused):
+    monkeypatch.setattr(diffusers, "__version__", version)
+    if refused:
+        said = f"Foresight needs diffusers 0.42 or newer, this is {version}: pip install -U diffusers"
+        with pytest.raises(ImportError, match=said):
+            apply_foresight(transformers["wan"], MUCH)
+        assert "forward" not in transformers["wan"].__dict__
+    else:
+        apply_foresight(transformers["wan"], MUCH).remove()
+
+
+def test_a_first_level_of_0_is_no_division_by_zero(transformers, applied, name):
+    """What a rank sees whose tokens are all of a kept first frame, with a timestep for each token."""
+    for config in (PaperConfig(threshold=2.0), ForecastConfig(threshold=2.0)):
+        handle = applied(config)
+        with torch.no_grad():
+            for _ in range(8):
+                x = seeded(1, 4, 3, 8, 8, seed=3)
+                transformers[name](**arguments(name, x, 0, seeded(1, 6, 16, seed=1)))
+        assert len(handle.stats.evaluations) == 8
