@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.demo import codec, model
-from models.demo.model import FRAMES, HEIGHT, WIDTH
-from models.demo.prompt import embed
+from foresight.engine import METHODS
+from models.demo.pipeline import DemoPipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 API_PROMPT = Path(__file__).with_name("foresight_demo.api.json")  # workflows/foresight_demo.json as the server takes it
@@ -170,18 +169,8 @@ class Diffusers:
     """diffusers' stock Wan pipeline around the demo model; a context manager like `ComfyUI`."""
 
     def __enter__(self) -> "Diffusers":
-        import diffusers
-
-        from foresight.engine import METHODS
-        from foresight.hosts.diffusers import apply_foresight
-
         steady_malloc()
-        self._apply, self._methods = apply_foresight, METHODS
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT)
-        transformer = model.load_diffusers()
-        transformer.register_forward_pre_hook(_locate, with_kwargs=True)
-        self._pipe = diffusers.WanPipeline(None, None, None, scheduler, transformer)
-        self._pipe.set_progress_bar_config(disable=True)
+        self._pipe = DemoPipeline()
         return self
 
     def __exit__(self, *_) -> None:
@@ -189,39 +178,21 @@ class Diffusers:
 
     def generate(self, text: str, seed: int, settings: dict | None, steps: int = 50) -> Clip:
         """One video of the prompt; `settings` are those of the node, None runs without Foresight."""
-        shape = (1, codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        from foresight.hosts.diffusers import apply_foresight
+
         handle = None
         if settings is not None:
             own = dict(settings)
-            config = self._methods[own.pop("method", "forecast")](**own)
-            handle = self._apply(self._pipe.transformer, config)
+            handle = apply_foresight(self._pipe.transformer, METHODS[own.pop("method", "forecast")](**own))
         try:
             start = time.perf_counter()
-            latent = self._pipe(
-                prompt_embeds=embed([text]),
-                negative_prompt_embeds=embed([""]),
-                latents=noise,
-                num_inference_steps=steps,
-                guidance_scale=4.0,
-                output_type="latent",
-                height=8 * shape[-2],
-                width=8 * shape[-1],
-                num_frames=4 * (FRAMES - 1) + 1,
-            ).frames
+            video = self._pipe(text, seed, steps)
             seconds = time.perf_counter() - start
             stats = handle and handle.stats.to_dict()
         finally:
             if handle is not None:
                 handle.remove()
-        frames = codec.decode(latent)[0].mul(255).round().div(255).numpy()
-        return Clip(frames, seconds, stats)
-
-
-def _locate(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Give the transformer its coordinate channels, of which the stock pipeline knows nothing."""
-    x = kwargs["hidden_states"]
-    return args, {**kwargs, "hidden_states": torch.cat([x, model.coordinates(x)], dim=1)}
+        return Clip(video.mul(255).round().div(255).numpy(), seconds, stats)
 
 
 def find(out: Path) -> ComfyUI | Diffusers:
