@@ -46,16 +46,7 @@ def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
     dx = x - centre[..., 0, None, None]  # (B, T, H, W)
     dy = y - centre[..., 1, None, None]
     r = radius[:, None, None, None]
-    distance = (dx**2 + dy**2).sqrt()
-    outside = {  # signed distance to the outline in pixels
-        "ball": distance - r,
-        "box": torch.maximum(dx.abs(), dy.abs()) - r * 0.85,
-        "ring": (distance - r * 0.8).abs() - r * 0.35,
-    }
-    shape = torch.tensor([SHAPES.index(w["shape"]) for w in wanted])
-    outside = torch.stack([outside[name] for name in SHAPES])[shape, torch.arange(b)]
-    cover = torch.sigmoid(-2.5 * outside)[..., None]
-
+    cover = torch.sigmoid(-2.5 * _outside([w["shape"] for w in wanted], dx, dy, r))[..., None]
     colour = torch.tensor([COLOURS[w["colour"]] for w in wanted])[:, None, None, None]
     light = 0.86 - 0.16 * (dx + dy) / r  # lit from the upper left
     thing = (colour * light[..., None]).clamp(0, 1)
@@ -66,6 +57,18 @@ def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
     low, high = uniform(0.12, 0.3)[:, None, None], uniform(0.35, 0.6)[:, None, None]
     background = (low + (high - low) * ramp)[:, None, :, :, None] + tint
     return (background * (1 - cover) + thing * cover).clamp(0, 1)
+
+
+def _outside(shapes: list[str], dx: torch.Tensor, dy: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Signed distance to the outline in pixels, (B, T, H, W), at (dx, dy) from an object of radius r."""
+    distance = (dx**2 + dy**2).sqrt()
+    by_shape = {
+        "ball": distance - r,
+        "box": torch.maximum(dx.abs(), dy.abs()) - r * 0.85,
+        "ring": (distance - r * 0.8).abs() - r * 0.35,
+    }
+    index = torch.tensor([SHAPES.index(shape) for shape in shapes])
+    return torch.stack([by_shape[name] for name in SHAPES])[index, torch.arange(len(shapes))]
 
 
 @dataclass(frozen=True)

@@ -104,40 +104,18 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     ema = copy.deepcopy(net).eval().requires_grad_(False)
-    blocks = next(module for module in net.children() if isinstance(module, torch.nn.ModuleList))
-    matrices = [p for p in blocks.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in net.parameters() if id(p) not in chosen]
-    optimizers = [
-        Muon(matrices, lr=0.02 * rate),
-        torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.4 * steps)))
-        for o in optimizers
-    ]
+    optimizers = _optimizers(net, rate)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate_at(s, steps)) for o in optimizers]
     compiled = torch.compile(net)
     log, running, start = [], None, time.perf_counter()
     for step in range(1, steps + 1):
-        latents, text = training_batch(batch, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        sigma = sigma_batch(batch, generator)
-        s = sigma[:, None, None, None, None]
-        predicted = velocity(compiled, (1 - s) * latents + s * noise, sigma * 1000, text)
-        loss = torch.nn.functional.mse_loss(predicted, noise - latents)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
+        loss = _step(compiled, velocity, optimizers, batch, generator)
+        for schedule in schedules:
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for averaged, current in zip(ema.parameters(), net.parameters(), strict=True):
-                averaged.lerp_(current, 1 - decay)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}")
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        _average(ema, net, min(0.998, (1 + step) / (10 + step)))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} at step {step}")
+        running = loss if running is None else 0.95 * running + 0.05 * loss
         if step % 25 == 0 or step == steps:
             minutes = (time.perf_counter() - start) / 60
             log.append({"step": step, "loss": round(running, 5), "minutes": round(minutes, 2)})
@@ -145,6 +123,42 @@ def fit(
         if step % 50 == 0 or step == steps:
             save(ema, log)
     save(ema, log, steps=steps, batch=batch, seed=seed, torch=torch.__version__, threads=torch.get_num_threads())
+
+
+def _rate_at(step: int, steps: int) -> float:
+    """Share of the learning rate: up over 50 steps, down over the last 40 %."""
+    return min(1.0, (step + 1) / 50) * min(1.0, (steps - step) / (0.4 * steps))
+
+
+def _optimizers(net: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    blocks = next(module for module in net.children() if isinstance(module, torch.nn.ModuleList))
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, lr=0.02 * rate), adam]
+
+
+def _step(net, velocity, optimizers: list[torch.optim.Optimizer], batch: int, generator: torch.Generator) -> float:
+    """One training step; its loss."""
+    latents, text = training_batch(batch, generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    sigma = sigma_batch(batch, generator)
+    s = sigma[:, None, None, None, None]
+    predicted = velocity(net, (1 - s) * latents + s * noise, sigma * 1000, text)
+    loss = torch.nn.functional.mse_loss(predicted, noise - latents)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for o in optimizers for g in o.param_groups for p in g["params"]], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+@torch.no_grad()
+def _average(ema: torch.nn.Module, net: torch.nn.Module, decay: float) -> None:
+    for averaged, current in zip(ema.parameters(), net.parameters(), strict=True):
+        averaged.lerp_(current, 1 - decay)
 
 
 def wan_velocity(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
