@@ -14,7 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from foresight import ForecastConfig
-from foresight.engine.forecast import Forecast, History
+from foresight.engine.forecast import Forecast
+from foresight.engine.history import History
 
 from .forced import settings_of
 from .models import MODELS
@@ -55,7 +56,7 @@ class FixedInterval(Forecast):
 
     def must_compute(self, place, ratio) -> bool:
         interval = 2 + THRESHOLDS.index(self.config.threshold)
-        return place.position > self._end or place.position - self._u_n >= interval - 1e-3
+        return self._is_last(place) or place.position - self._now.u_n >= interval - 1e-3
 
     def settle(self, values, evaluation) -> None:
         super().settle([0.0] * len(values), evaluation)

@@ -82,6 +82,14 @@ class Policy:
         """How many of `steps` denoising steps can be left out at the most, by schedule."""
         return 0
 
+    def check(self, trajectory: Hashable, latent: Tensors) -> None:
+        """Be told what latent comes with the evaluation that begins, before `measured` is asked.
+
+        Args:
+            trajectory: Which of several ways through the noise levels this is, where a run has several.
+            latent: Its parts (one, or video and audio), each with the batch first. Only to look at until the output.
+        """
+
     def decide(self, place: Place) -> Decision:
         """Decide about the next evaluation; asked once for each, in order, until the run is inactive.
 
@@ -105,7 +113,7 @@ class Policy:
         return None
 
     def measured(self) -> list[torch.Tensor]:
-        """What the evaluation that ends has measured, 1-D on the device; the run reads it together with the level."""
+        """What the evaluation that ends has measured, and `check`, 1-D on the device; read together with the level."""
         return []
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:

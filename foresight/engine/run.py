@@ -30,6 +30,7 @@ class Run:
         region: (highest, lowest) noise level of start_percent..end_percent, see `Schedule`.
         noise: Share of noise (0..1) in the sampler's latent at a noise level, see `Schedule`.
         offload: Where stored tensors wait between their uses; with the model by default.
+        inactive: Why the host knows that the method must not be used in this run, or None.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Run:
         region: tuple[float, float] | None = None,
         noise: Callable[[float], float] | None = None,
         offload: Offload | None = None,
+        inactive: str | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation = -1
@@ -53,11 +55,13 @@ class Run:
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
         self._closed = False
-        inactive = config.off_reason or self._why_never()
+        inactive = config.off_reason or inactive or self._why_never()
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
 
     def _why_never(self) -> str | None:
         reason, most, warmup = self._policy.why_never(), self.most_reuse, self._schedule.warmup
+        if self._schedule.rises:
+            return "noise levels rise in this run (unsampling or a restart)"
         if reason is None and most == 0:
             reason = f"at most 0 of {self._schedule.steps} steps can be reused: {warmup} are warmup, and "
             reason += self._policy.rest
@@ -71,9 +75,18 @@ class Run:
 
     # ---- what the host calls
 
-    def begin_evaluation(self, level: torch.Tensor | float | None = None) -> None:
-        """Begin the next evaluation at noise level `level`, after reading back what the last one measured."""
+    def begin_evaluation(
+        self, level: torch.Tensor | float | None = None, latent: Tensors | None = None, trajectory: Hashable = None
+    ) -> None:
+        """Begin the next evaluation at noise level `level`, after reading back what the last one measured.
+
+        Args:
+            latent: The sampler's latent in its parts, so that it can be checked whether it goes on from the last one.
+            trajectory: Which way through the levels this is, where a run has several (see `Policy.check`).
+        """
         keep_out_of_graphs()
+        if latent is not None and not self.stats.inactive:
+            self._policy.check(trajectory, latent)
         level = self.read_back(level)
         self.evaluation += 1
         self._began = time.perf_counter()
@@ -167,7 +180,10 @@ class Run:
             self.read_back(None)
             self._closed = True
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
-                self.stats.inactive = "no part of the video was computed twice in a row (moving context windows?)"
+                self.stats.inactive = (
+                    "no part of the video was computed in two evaluations in a row "
+                    "(moving context windows, or two latents in turn?)"
+                )
             self.kind = "plain"
             self._policy.drop()
         return self.stats

@@ -20,20 +20,24 @@ class Place:
     Attributes:
         phase: "warmup", or where the level lies against start_percent..end_percent.
         since_warmup: Evaluations since warmup ended; None while it lasts.
+        level: The noise level; None where the host gives none.
         position: u, in steps of the schedule from its beginning.
         noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
         share: How much of that share the step takes away.
         a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
         b: See `a`.
+        ends_noisy: The run ends before the noise is gone; another one goes on from there.
     """
 
     phase: Phase
     since_warmup: int | None
+    level: float | None
     position: float
     noise: float
     share: float
     a: float
     b: float
+    ends_noisy: bool = False
 
     @property
     def may_reuse(self) -> bool:
@@ -61,7 +65,7 @@ class Schedule:
         noise: Callable[[float], float] | None = None,
         region: tuple[float, float] | None = None,
     ):
-        self._levels = tuple(levels) if levels is not None else None
+        self._levels = _without_padding(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
         self.warmup = config.warmup_of(self.steps)
         self._noise, self._region = noise, region
@@ -70,6 +74,7 @@ class Schedule:
         self._warm_at: int | None = None  # the first evaluation after warmup
         self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
         self._first: float | None = None  # the level that was seen first
+        self._start: int | None = None  # its step: a sampler may begin in the middle of what it was told
         self._position, self._level, self._share = -1.0, None, 0.02  # where the levels are unknown: u, the last ones
 
     @property
@@ -82,12 +87,20 @@ class Schedule:
         self._evaluation += 1
         if self._first is None:
             self._first = level
+        if self._start is None:
+            self._start = max(0, self._step(level))
         if self._warm_at is None and not self._warming(level):
             self._warm_at = self._evaluation
         since = None if self._warm_at is None else self._evaluation - self._warm_at
         phase = "warmup" if since is None else self._part(level)
         known = self._levels is not None and level is not None
-        return Place(phase, since, *(self._scheduled(level) if known else self._unscheduled(level)))
+        where = self._scheduled(level) if known else self._unscheduled(level)
+        return Place(phase, since, level, *where, ends_noisy=known and self._levels[-1] > 0)
+
+    @property
+    def rises(self) -> bool:
+        """Whether the levels rise anywhere: that is no denoising, so that nothing here holds."""
+        return any(b > a * (1 + 1e-4) for a, b in zip(self._levels or (), (self._levels or ())[1:], strict=False))
 
     def _step(self, level: float | None) -> int:
         """The denoising step whose level this is; evaluations are not steps, a second-order sampler has more."""
@@ -103,7 +116,7 @@ class Schedule:
         if self.warmup is None:  # it is a share of the run, and nobody says how long that is
             passed = 1.0 if level is None else self._passed(level)
             return self._evaluation < AUTO_WARMUP_MIN or passed < AUTO_WARMUP
-        step = self._step(level)
+        step = self._step(level) - self._start
         self._visits[step] += 1
         # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
         return step < self.warmup or step == self.warmup and self._evaluation < self.warmup * self._visits[step - 1]
@@ -135,3 +148,13 @@ class Schedule:
         if before is not None and before > level and self._first:
             self._share = (before - level) / self._first
         return self._position, level / self._first if self._first else 0.0, self._share, 1.0, 1.0
+
+
+def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:
+    """A schedule without zeros before it and without more than one behind it, as some samplers pad theirs."""
+    kept = list(levels)
+    while len(kept) > 2 and kept[0] == 0:
+        kept.pop(0)
+    while len(kept) > 2 and kept[-1] == kept[-2] == 0:
+        kept.pop()
+    return tuple(kept)

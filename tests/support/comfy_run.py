@@ -32,7 +32,7 @@ class Run:
     def __call__(self, step, **extra):
         """One evaluation, as CFGGuider, BaseModel and the network nest their calls."""
 
-        def predict_noise(x, timestep):
+        def predict_noise(x, timestep, *_):
             return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
 
         x = contract.latent_at(self.latent, step)
@@ -41,7 +41,7 @@ class Run:
 
     def begin_evaluation(self, step):
         """What comes before the calls of the model, where these run elsewhere."""
-        self._wrapped(WRAPPERS.PREDICT_NOISE, lambda x, timestep: x, self._guider(), torch.zeros(1), self._sigma(step))
+        self._wrapped(WRAPPERS.PREDICT_NOISE, lambda x, *_: x, self._guider(), torch.zeros(1), self._sigma(step))
 
     @staticmethod
     def _guider():

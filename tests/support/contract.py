@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 
-from foresight.engine import forecast
+from foresight.engine import history
 
 STEPS = 9
 FORECAST_STEPS = 14  # three are warmup and the last is always computed
@@ -202,7 +202,7 @@ def check_forecast(model, stack, plain, active, end) -> None:
             (before, newest), far = computed[-2:], step - computed[-1]
             slopes = [(n - b) / (newest - before) for n, b in zip(outputs[newest], outputs[before], strict=True)]
             for got, n, slope in zip(given[step], outputs[newest], slopes, strict=True):
-                torch.testing.assert_close(got, n + slope * far / (1 + far / forecast.DAMPING), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(got, n + slope * far / (1 + far / history.DAMPING), rtol=1e-4, atol=1e-4)
         else:
             assert ran[step] == calls[step] and ran[step][0]
             assert (evaluation.computed, evaluation.reused) == (once, never)

@@ -54,8 +54,16 @@ class _Template:
         self.config, self.node_id, self._workflow_id = config, node_id, workflow_id
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        guider, cfg = executor.class_obj, getattr(executor.class_obj, "cfg", None)
-        run = SamplerRun(self.config, guider.model_patcher, sigmas, cfg, watch=lambda: watcher.update())
+        guider = executor.class_obj
+        run = SamplerRun(
+            self.config,
+            guider.model_patcher,
+            sigmas,
+            getattr(guider, "cfg", None),
+            watch=lambda: watcher.update(),
+            shapes=kwargs.get("latent_shapes"),
+            sampler=sampler,
+        )
         watcher = live.Watcher(run.stats, self.node_id, self._workflow_id, owner=self)
         found = guider.model_options
         guider.model_options = run.install(found)

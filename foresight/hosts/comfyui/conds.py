@@ -10,12 +10,13 @@ class StreamKeys:
     """Names the streams of an evaluation, in the order in which its calls come."""
 
     def __init__(self):
+        self._trajectory: tuple = ()
         self._pass = -1  # CALC_COND_BATCH ordinal within the evaluation
         self._seen: Counter = Counter()  # what else makes a key, within the pass
 
-    def begin_evaluation(self) -> None:
-        """The next evaluation begins."""
-        self._pass = -1
+    def begin_evaluation(self, trajectory: tuple) -> None:
+        """The next evaluation of a trajectory begins."""
+        self._trajectory, self._pass = trajectory, -1
 
     def begin_pass(self) -> None:
         """The next pass of an evaluation begins; extra passes repeat the conds."""
@@ -31,7 +32,7 @@ class StreamKeys:
         frames = tuple(window.index_list) if window is not None else None
         keys = []
         for cond in zip(options["cond_or_uncond"], options["uuids"], strict=True):
-            key = (id(model), device, self._pass, frames, *cond)
+            key = (id(model), device, self._trajectory, self._pass, frames, *cond)
             keys.append((*key, self._seen[key]))
             self._seen[key] += 1
         return keys
@@ -63,3 +64,12 @@ def transformer_options(args: tuple, kwargs: dict) -> dict | None:
         if isinstance(value, dict) and "cond_or_uncond" in value and "uuids" in value:
             return value
     return None
+
+
+def trajectory_of(model_options: dict) -> tuple:
+    """What a sampler says by words about an evaluation, such as which of two latents it is for (FlowEdit).
+
+    Numbers are left out: a pack may count its steps there, and each step is not a trajectory.
+    """
+    options = model_options.get("transformer_options", {})
+    return tuple(sorted((key, value) for key, value in options.items() if isinstance(value, (str, bool))))

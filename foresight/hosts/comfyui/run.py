@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.model_patcher
@@ -13,12 +13,13 @@ import torch
 
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
-from ...engine.tensors import format_bytes
+from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from . import memory
-from .conds import StreamKeys, active_conds, transformer_options
+from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
+from .outputs import POST_CFG, Parts, SamplerFunctions
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
@@ -35,9 +36,20 @@ class SamplerRun:
         sigmas: Noise levels of the run, (steps + 1,).
         cfg: The guider's, None where it has none.
         watch: Called at the beginning of every evaluation.
+        shapes: Of the parts of a packed latent.
+        sampler: ComfyUI's object of it.
     """
 
-    def __init__(self, config: Config, model_patcher, sigmas: torch.Tensor, cfg: float | None = None, watch=None):
+    def __init__(
+        self,
+        config: Config,
+        model_patcher,
+        sigmas: torch.Tensor,
+        cfg: float | None = None,
+        watch: Callable[[], None] | None = None,
+        shapes: Sequence[Sequence[int]] | None = None,
+        sampler: object = None,
+    ):
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
@@ -54,11 +66,12 @@ class SamplerRun:
             schedule=sigmas.tolist(),
             region=(highest, lowest),
             offload=offload,
+            inactive=_why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
-        self._keys = StreamKeys()
-        self._watch: Callable[[], None] | None = watch
+        self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
+        self._watch = watch
 
     @property
     def stats(self) -> RunStats:
@@ -102,26 +115,39 @@ class SamplerRun:
         finally:
             model.memory_usage_factor = found
 
-    def _predict_noise(self, executor, x, timestep, *args, **kwargs):
+    def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        options, parts = model_options or {}, self._parts.split(x)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             self._run.set_budget(*memory.budget(self._config, x.device, after_first, self._run.held_bytes))
-        self._run.begin_evaluation(timestep)
+        trajectory = trajectory_of(options)
+        self._run.begin_evaluation(timestep, parts, trajectory)
         if self._watch is not None:
             self._watch()
-        self._keys.begin_evaluation()
+        self._keys.begin_evaluation(trajectory)
         if self._run.kind == "plain":
-            return executor(x, timestep, *args, **kwargs)
+            return executor(x, timestep, options, seed)
+        guider = executor.class_obj
+        has = len(getattr(guider, "model_options", {}).get(POST_CFG, []))
+        functions = self._functions.among(options, has)
+        computed, seen = [], self._functions.watched(options, has) if functions else options
+
+        def compute() -> Tensors:
+            computed.append(executor(x, timestep, seen, seed))
+            latents = self._functions.take() if functions else (computed[0],)
+            if not latents:
+                self._run.deactivate("the guider does not call the functions that the sampler brings")
+            return tuple(part for latent in latents or computed for part in self._parts.split(latent))
+
         # behind the guider there is one output, whatever the conds, windows and passes
-        sigma = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
-        (denoised,) = self._run.output(
-            "denoised",
-            (x.shape, x.dtype, x.device, active_conds(executor.class_obj.conds, sigma)),
-            lambda: (executor(x, timestep, *args, **kwargs),),
-            x.device,
-            lambda output: (x - output[0],),
-        )
-        return denoised
+        level = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
+        signature = (x.shape, x.dtype, x.device, len(functions), active_conds(guider.conds, level))
+        outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
+        if functions and computed:
+            return computed[0]  # as the sampler's functions have left it
+        count = len(parts)
+        latents = [self._parts.join(outputs[i : i + count]) for i in range(0, len(outputs), count)]
+        return self._functions.call(functions, tuple(latents), timestep, x) if functions else latents[0]
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._keys.begin_pass()
@@ -179,6 +205,11 @@ class SamplerRun:
         return family, stack, keys
 
 
+def _noise_in(parts: Tensors, outputs: Tensors) -> Tensors:
+    """What each output takes away from its part of the latent; there may be several outputs of a part."""
+    return tuple(parts[i % len(parts)] - output for i, output in enumerate(outputs))
+
+
 def _flow_noise(sigma: float) -> float:
     """Share of noise of a flow model, x = (1 - sigma) x_0 + sigma noise."""
     return sigma
@@ -187,3 +218,11 @@ def _flow_noise(sigma: float) -> float:
 def _variance_noise(sigma: float) -> float:
     """Share of noise of every other model, x = x_0 + sigma noise."""
     return sigma / (1 + sigma)
+
+
+def _why_not(sampler: object) -> str | None:
+    """Why the method must not be used with a sampler, or None."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if "adaptive" in name:
+        return "an adaptive sampler chooses its noise levels by how outputs differ, which a forecast would spoil"
+    return None

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from foresight.engine import ForecastConfig, Offload, Run, forecast
+from foresight.engine.history import History
 from foresight.engine.policy import Resources
 from foresight.engine.schedule import Place
 
@@ -43,7 +44,7 @@ def alone(gamma, steps=None):
 
 
 def at(u, computed, a=0.9):
-    return Place("warmup" if computed else "within", None, float(u), 0.5, 0.02, a, 1 - a)
+    return Place("warmup" if computed else "within", None, None, float(u), 0.5, 0.02, a, 1 - a)
 
 
 def given(policy, output, unit=None):
@@ -53,7 +54,7 @@ def given(policy, output, unit=None):
 
 
 def undamped(monkeypatch):
-    monkeypatch.setattr(forecast.History, "damping", 1e12)
+    monkeypatch.setattr(History, "damping", 1e12)
 
 
 def test_a_straight_line_is_forecast_exactly_and_computed_only_where_it_must_be(monkeypatch):
@@ -86,7 +87,7 @@ def test_the_measured_error_of_a_parabola_is_h_times_h_plus_g(monkeypatch):
         policy.settle(errors, None)
         assert errors == pytest.approx({0: [], 1: [], 2: [1 * 2], 5: [3 * 4]}[u])
     # per step of distance: 2 / 1, then 12 / 3, which is worse
-    assert policy._rate == pytest.approx(4)
+    assert policy._now.rate == pytest.approx(4)
 
 
 def test_what_the_forecasts_got_wrong_is_paid_back_in_the_next_computed_step():
@@ -197,7 +198,7 @@ def test_when_memory_runs_out_the_output_is_the_computed_one(monkeypatch):
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(forecast.History, "observe", no_memory)
+    monkeypatch.setattr(History, "observe", no_memory)
     outputs = [torch.full((1, 2), float(i)) for i in range(6)]
     assert all(x is y for x, y in zip(drive(run, outputs), outputs, strict=True))
     assert "out of memory" in run.close().inactive

@@ -1,0 +1,123 @@
+"""One output of a run: what was computed last, the forecast from it, and what forecasts have left in the latent.
+
+The symbols are those of `forecast`.
+"""
+
+from collections.abc import Hashable
+
+import torch
+
+from .schedule import Place
+from .tensors import Tensors
+
+DAMPING = 8.0  # steps at which a forecast takes half of the slope
+
+
+class History:
+    """One output (of the guider, or of one cond): the two computed last, and what the forecasts since then left in x.
+
+    Attributes:
+        signature: Whatever must stay the same for a forecast to make sense.
+        error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
+        distance: |u_m - u_n| that `error` was measured over.
+    """
+
+    damping = DAMPING
+
+    def __init__(self, signature: Hashable):
+        self.signature = signature
+        self.error: torch.Tensor | None = None
+        self.distance = 0.0
+        self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
+        self._A = self._B = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a slope."""
+        return len(self._computed) == 2
+
+    @property
+    def u_n(self) -> float:
+        """Position of the newest computed output."""
+        return self._computed[-1][0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(x.nbytes for _, output in self._computed for x in output)
+
+    def reach(self, h: float) -> float:
+        """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
+        return h / (1 + max(0.0, h) / self.damping)
+
+    def forget(self) -> None:
+        """Only the newest computed output has anything to do with what comes."""
+        self._computed = self._computed[-1:]
+
+    def forecast(self, place: Place, device: torch.device) -> Tensors:
+        """D^(u) in place of an output that is left out, as fresh tensors."""
+        h = place.position - self.u_n
+        self._A = place.a * self._A + place.b * self.reach(h)
+        self._B = place.a * self._B + place.b * h
+        return self._line(self.reach(h), device)
+
+    def _line(self, r: float, device: torch.device) -> Tensors:
+        """D_n + s r."""
+        (u_before, before), (u_n, newest) = self._computed
+        r_in_gaps = r / (u_n - u_before)
+        return tuple(n.to(device).lerp(b.to(device), -r_in_gaps) for n, b in zip(newest, before, strict=True))
+
+    @property
+    def newest(self) -> Tensors:
+        """D_n."""
+        return self._computed[-1][1]
+
+    def observe(
+        self, place: Place, output: Tensors, unit: Tensors, waits_on: torch.device | None, pays: bool
+    ) -> Tensors:
+        """Take a computed output; what to give the sampler in its place.
+
+        Args:
+            output: D_m, any shapes, batch first.
+            unit: Tensors of the same shapes whose rms is the unit of e.
+            waits_on: Where it waits; None for the device on which it came.
+            pays: Whether what forecasts left in x may be paid back.
+        """
+        self.error, given = None, output
+        if self._computed and abs(place.position - self.u_n) < 1e-3:  # again at the same noise level (Heun)
+            self._computed.pop()
+        elif self.ready:
+            h = place.position - self.u_n
+            self.distance = abs(h)
+            self.error = _relative(self._line(self.reach(h), output[0].device), output, unit)
+            if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
+                given = self._corrected(place, output, h)
+        self._A = self._B = 0.0
+        kept = tuple(x.detach().to(waits_on or x.device, copy=True) for x in output)
+        self._computed = [*self._computed[-1:], (place.position, kept)]
+        return given
+
+    def _corrected(self, place: Place, output: Tensors, h: float) -> Tensors:
+        """D_m - a_m / (1 - a_m) (s A - s' B), where s' = (D_m - D_n) / h."""
+        device, owed_share = output[0].device, place.a / place.b
+        newest = (x.to(device) for x in self._computed[-1][1])
+        return tuple(
+            d_m - owed_share * ((line - d_n) - self._B / h * (d_m - d_n))
+            for d_m, d_n, line in zip(output, newest, self._line(self._A, device), strict=True)
+        )
+
+
+def _relative(a: Tensors, b: Tensors, unit: Tensors) -> torch.Tensor:
+    """rms(a - b) / rms(unit) of the worst part of the worst item of the batch, a 0-d fp32 tensor.
+
+    It is 0 only where the unit is 0 too: then nothing has been forecast that would be evidence.
+    """
+
+    def squares(x: torch.Tensor) -> torch.Tensor:
+        return x.float().flatten(1).square().sum(1)
+
+    def worst(x: torch.Tensor, y: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        size = squares(u)
+        return (squares(x - y) / size.clamp_min(1e-12) + (size > 0) * 1e-18).max()
+
+    return torch.stack([worst(*part) for part in zip(a, b, unit, strict=True)]).max().sqrt()

@@ -1,0 +1,90 @@
+"""How the sampler got from one evaluation to the next: checked on the latents, never assumed.
+
+With x' the latent of the last evaluation at noise level sigma', D' what the sampler was given for it, x the latent that
+comes next at sigma: Euler's step gives x = x' + b (D' - x'), b = 1 - sigma / sigma'. In all that is measured here,
+v = D' - x' and w = x - x'; c = <w, v> / <v, v> is what x really took of D', and c / b is 1 for Euler, near 1 for
+multistep samplers, larger where noise was added, and anything where x has nothing to do with x'.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .tensors import Tensors
+
+EULER = 0.02  # a residual up to this share of the step is rounding: the sampler took D' as Euler does
+UNRELATED = 0.1  # a c / b below this: x did not go where D' points
+STANDING = 1e-3  # a b up to this is a second evaluation at the same noise level (Heun)
+NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the way to D'
+
+
+@dataclass(frozen=True)
+class Move:
+    """The way to the evaluation that begins.
+
+    Attributes:
+        continues: It goes on from the last one. If not, nothing that was measured says anything about it.
+        euler: The sampler has taken what it was given as Euler's step does.
+        price: How much more of an output the sampler takes in than Euler's step would, at least 1.
+    """
+
+    continues: bool = True
+    euler: bool = True
+    price: float = 1.0
+
+
+class Track:
+    """The last evaluation of a trajectory: its latent x' and what the sampler was given, D'."""
+
+    def __init__(self):
+        self._level: float | None = None
+        self._x: Tensors = ()
+        self._d: Tensors = ()
+        self._own = False  # D' is a stored output, which nobody changes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now, but for a D' that is a stored output."""
+        return sum(x.nbytes for x in (*self._x, *(() if self._own else self._d)))
+
+    def note(self, level: float | None, x: Tensors, given: Tensors, own: bool, waits_on: torch.device | None) -> None:
+        """The sampler was given `given` for `x` at a noise level. Both are copied; `given` is not where it is ours."""
+
+        def copied(tensors: Tensors) -> Tensors:
+            return tuple(t.detach().to(waits_on or t.device, copy=True) for t in tensors)
+
+        self._level, self._own, self._x = level, own, copied(x)
+        self._d = given[: len(x)] if own else copied(given[: len(x)])
+
+    def measure(self, x: Tensors) -> torch.Tensor | None:
+        """<w, v>, <v, v> and <w, w> of every part and item of the batch, (3 n,) fp32; None where nothing is known."""
+        if [t.shape for t in x] != [t.shape for t in self._x] or not x:
+            return None
+        sums = []
+        for now, before, given in zip(x, self._x, self._d, strict=True):
+            before = before.to(now.device)
+            w, v = ((t - before).flatten(1).float() for t in (now, given.to(now.device)))
+            sums += [(w * v).sum(1), (v * v).sum(1), (w * w).sum(1)]
+        return torch.stack([torch.cat(sums[i::3]) for i in range(3)]).flatten()
+
+    def judge(self, sums: list[float], level: float | None) -> Move:
+        """The move, from the numbers of `measure`; the worst part of the worst item counts."""
+        if self._level is None or level is None:
+            return Move()
+        if level > self._level * (1 + 1e-4) or not all(map(math.isfinite, sums)):
+            return Move(continues=False)
+        b, n = 1 - level / self._level if self._level else 0.0, len(sums) // 3
+        moves = [_judge(b, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
+        return Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
+
+
+def _judge(b: float, wv: float, vv: float, ww: float) -> Move:
+    residual = max(0.0, ww - 2 * b * wv + b * b * vv)  # |x - (x' + b (D' - x'))|^2
+    if b <= STANDING:
+        return Move(continues=ww <= NEAR**2 * vv, euler=ww <= (EULER * STANDING) ** 2 * vv)
+    euler = residual <= (EULER * b) ** 2 * vv
+    if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first
+        return Move(continues=ww == 0, euler=ww == 0)
+    ratio = wv / vv / b
+    return Move(ratio > UNRELATED, euler, max(1.0, ratio))

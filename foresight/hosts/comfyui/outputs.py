@@ -1,0 +1,71 @@
+"""What an evaluation gives beside its return value, and the parts that its latent has."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ...engine.tensors import Tensors
+
+POST_CFG = "sampler_post_cfg_function"
+_LATENTS = ("denoised", "cond_denoised", "uncond_denoised")
+
+
+class Parts:
+    """A latent that ComfyUI has packed into one tensor, as its parts: video and audio, say.
+
+    Args:
+        shapes: Of the parts, each with the batch first.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]] | None):
+        self._sizes = [math.prod(shape[1:]) for shape in shapes or ()]
+
+    def split(self, packed: torch.Tensor) -> Tensors:
+        """The parts as views, one where the latent is not packed."""
+        together = len(self._sizes) > 1 and packed.shape[-1] == sum(self._sizes)
+        return packed.split(self._sizes, -1) if together else (packed,)
+
+    def join(self, parts: Tensors) -> torch.Tensor:
+        """The packed latent again."""
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class SamplerFunctions:
+    """The post-CFG functions that a sampler brings for itself, as CFG++ does to learn the uncond.
+
+    They are called in every evaluation. In one that is left out they are given forecasts.
+    """
+
+    def __init__(self):
+        self._args: dict = {}  # what ComfyUI gave them last, but for the latents
+        self._names: list[str] = []  # of the latents among it
+        self._latents: Tensors = ()
+
+    @staticmethod
+    def among(model_options: dict, model_has: int) -> list[Callable]:
+        """The sampler's own functions, which stand behind the `model_has` ones that the model has."""
+        return model_options.get(POST_CFG, [])[model_has:]
+
+    def watched(self, model_options: dict, model_has: int) -> dict:
+        """The options with a function of ours before the sampler's own, which sees what these are given."""
+        found = model_options[POST_CFG]
+        return {**model_options, POST_CFG: [*found[:model_has], self._see, *found[model_has:]]}
+
+    def _see(self, args: dict) -> torch.Tensor:
+        self._names = [name for name in _LATENTS if isinstance(args.get(name), torch.Tensor)]
+        self._latents = tuple(args[name] for name in self._names)
+        self._args = {key: value for key, value in args.items() if key not in self._names}
+        return args["denoised"]
+
+    def take(self) -> Tensors:
+        """What they were given in this evaluation: denoised first; empty where nobody has called them."""
+        latents, self._latents = self._latents, ()
+        return latents
+
+    def call(self, functions: list[Callable], latents: Tensors, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Call them with these in place of what they would be given; the denoised latent that they leave."""
+        args = {**self._args, **dict(zip(self._names, latents, strict=True)), "sigma": sigma, "input": x}
+        for function in functions:
+            args["denoised"] = function(args)
+        return args["denoised"]
