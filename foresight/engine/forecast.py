@@ -44,6 +44,7 @@ JUMP = 4.0  # an error this many times the predicted one is a jump: forget the s
 ROUNDING = 0.01  # an e up to this is never a jump
 MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
 FLOOR = 1e-3  # a rate is never less: an error of nearly nothing is rounding, and leaving out is never free
+GUIDED = 4.0  # guidance makes this much of an error, where it is not known how much of each output is taken
 EARLY = 0.6  # exponent: an early error weighs more, because the rest of the run builds on it
 
 
@@ -113,8 +114,10 @@ class Forecast(Policy):
         self._latent: Tensors = ()
         self._arriving: torch.Tensor | None = None  # what `check` measured
         self._sums: list[float] | None = None
+        self._blend = self.resources.blend
+        self._unsettled: tuple[list[History], list[float]] = [], []  # measured before the blend is known
         self._place: Place | None = None
-        self._computes = True
+        self._computes, self._pays = True, False
 
     def most_reuse(self, steps: int, warmup: int) -> int:
         return max(0, steps - warmup - self._last_steps(steps))
@@ -127,18 +130,32 @@ class Forecast(Policy):
         if trajectory not in self._trajectories and len(self._trajectories) >= MOST_TRAJECTORIES:
             self._trajectories.pop(next(iter(self._trajectories)))
         self._now = self._trajectories.setdefault(trajectory, Trajectory())
-        self._latent, self._arriving = latent, self._now.track.measure(latent)
+        self._latent, self._arriving = latent, (self._blend or self._now.track).measure(latent)
 
     def decide(self, place: Place) -> Decision:
         self._place, now = place, self._now
         if self._sums is not None:
-            now.take(now.track.judge(self._sums, place.level))
+            now.take((self._blend or now.track).judge(self._sums, place.level))
+        if self._blend is not None:
+            self._learn_of_blend(place)
+        self._sums = None
         ratio = self._ratio(place)
+        self._pays = now.euler and not (place.ends_noisy and place.position > self.steps - 1.5)
         self._computes = not place.may_reuse or self.must_compute(place, ratio)
         if not self._computes:
             now.spent += self._cost(place)
             now.in_a_row += 1
         return Decision(self._computes, ratio)
+
+    def _learn_of_blend(self, place: Place) -> None:
+        """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
+        (measured, errors), self._unsettled = self._unsettled, ([], [])
+        if measured and self._now.histories:
+            unknown = self._sums is None or self._blend.error is None
+            worst = max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
+            self._learn(self._now, measured, [worst] * len(measured))
+        self._blend.begin(place.level, self._latent, self.resources.offload.device)
+        self._latent = ()
 
     def must_compute(self, place: Place, ratio: float) -> bool:
         """Whether an evaluation that the user's settings would let go is computed all the same."""
@@ -146,6 +163,8 @@ class Forecast(Policy):
 
     def _is_last(self, place: Place) -> bool:
         # a run that ends noisy pays back before its last step, whose output others may use as it is
+        if place.last:
+            return self.last > 0
         return self.steps is not None and place.position > self.steps - self._last_steps(self.steps) - 0.5 - (
             place.ends_noisy and self.last > 0
         )
@@ -178,23 +197,25 @@ class Forecast(Policy):
         known = history is not None and history.signature == signature
         if known and history.ready and not self._computes:
             given = history.forecast(self._place, device)
-            self._note(given, own=False)
+            self._note(given, None, own=False)
             return given
         result = compute()
         if not known:
             history, now.rate = self.history(signature), None
             now.histories[key] = history
         with torch.no_grad():
-            pays = now.euler and not (self._place.ends_noisy and self._place.position > self.steps - 1.5)
-            given = history.observe(self._place, result, unit(result), waits_on, pays)
+            given = history.observe(self._place, result, unit(result), waits_on, self._pays)
             now.begin_gap(self._place.position)
             computed = given is result
-            self._note(history.newest if computed else given, own=computed)
+            self._note(history.newest if computed else given, history.missed, own=computed)
+            history.missed = None
         return given
 
-    def _note(self, given: Tensors, own: bool) -> None:
+    def _note(self, given: Tensors, missed: Tensors | None, own: bool) -> None:
         """Remember what the sampler was given, where the host says for which latent."""
-        if self._latent:
+        if self._blend is not None:
+            self._blend.note(given, missed)
+        elif self._latent:
             self._now.track.note(self._place.level, self._latent, given, own, self.resources.offload.device)
         self._latent = ()
 
@@ -211,15 +232,24 @@ class Forecast(Policy):
         values = list(values)
         for trajectory in self._trajectories.values():
             measured = [history for history in trajectory.histories.values() if history.error is not None]
-            rates = [self._rate_of(trajectory, history, values.pop(0)) for history in measured]
-            rates = [rate for rate in rates if rate]  # an error of 0 is no evidence, see `history._relative`
-            if rates:
-                rate = max(rates) if all(map(math.isfinite, rates)) else math.inf
-                trajectory.rate = rate if trajectory.rate is None else max(rate, (rate + trajectory.rate) / 2)
-        self._sums, self._arriving = values if self._arriving is not None else None, None
+            errors = [values.pop(0) for _ in measured]
+            if self._blend is not None:
+                self._unsettled = (measured, errors) if measured else self._unsettled
+            else:
+                self._learn(trajectory, measured, errors)
+            for history in measured:
+                history.error = None
+        if self._arriving is not None:
+            self._sums, self._arriving = values, None
+
+    def _learn(self, trajectory: Trajectory, measured: list[History], errors: list[float]) -> None:
+        rates = [self._rate_of(trajectory, history, e) for history, e in zip(measured, errors, strict=True)]
+        rates = [rate for rate in rates if rate]  # an error of 0 is no evidence, see `history._relative`
+        if rates:
+            rate = max(rates) if all(map(math.isfinite, rates)) else math.inf
+            trajectory.rate = rate if trajectory.rate is None else max(rate, (rate + trajectory.rate) / 2)
 
     def _rate_of(self, trajectory: Trajectory, history: History, error: float) -> float:
-        history.error = None
         jump = trajectory.rate is not None and not error <= max(
             self.jump * trajectory.rate * history.distance, ROUNDING
         )
@@ -236,12 +266,17 @@ class Forecast(Policy):
             h.nbytes if h.ready else 2 * h.nbytes for t in self._trajectories.values() for h in t.histories.values()
         )
         size = outputs + sum(2 * trajectory.track.nbytes for trajectory in self._trajectories.values())
+        size += self._blend.nbytes if self._blend is not None else 0
         return Need("the stored outputs", size, 0, size)
 
     @property
     def held_bytes(self) -> int:
-        return sum(trajectory.nbytes for trajectory in self._trajectories.values())
+        blend = self._blend.nbytes if self._blend is not None else 0
+        return blend + sum(trajectory.nbytes for trajectory in self._trajectories.values())
 
     def drop(self) -> None:
+        self._unsettled = [], []
+        if self._blend is not None:
+            self._blend.begin(None, (), None)
         self._trajectories = {None: Trajectory()}
         self._now, self._latent, self._arriving = self._trajectories[None], (), None

@@ -20,6 +20,7 @@ class History:
         signature: Whatever must stay the same for a forecast to make sense.
         error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
         distance: |u_m - u_n| that `error` was measured over.
+        missed: D^ - D_m, while `error` is.
     """
 
     damping = DAMPING
@@ -28,6 +29,7 @@ class History:
         self.signature = signature
         self.error: torch.Tensor | None = None
         self.distance = 0.0
+        self.missed: Tensors | None = None
         self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
         self._A = self._B = 0.0
 
@@ -83,13 +85,15 @@ class History:
             waits_on: Where it waits; None for the device on which it came.
             pays: Whether what forecasts left in x may be paid back.
         """
-        self.error, given = None, output
+        self.error, self.missed, given = None, None, output
         if self._computed and abs(place.position - self.u_n) < 1e-3:  # again at the same noise level (Heun)
             self._computed.pop()
         elif self.ready:
             h = place.position - self.u_n
             self.distance = abs(h)
-            self.error = _relative(self._line(self.reach(h), output[0].device), output, unit)
+            line = self._line(self.reach(h), output[0].device)
+            self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
+            self.error = _relative(self.missed, unit)
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0
@@ -107,8 +111,8 @@ class History:
         )
 
 
-def _relative(a: Tensors, b: Tensors, unit: Tensors) -> torch.Tensor:
-    """rms(a - b) / rms(unit) of the worst part of the worst item of the batch, a 0-d fp32 tensor.
+def _relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
+    """rms(missed) / rms(unit) of the worst part of the worst item of the batch, a 0-d fp32 tensor.
 
     It is 0 only where the unit is 0 too: then nothing has been forecast that would be evidence.
     """
@@ -116,8 +120,8 @@ def _relative(a: Tensors, b: Tensors, unit: Tensors) -> torch.Tensor:
     def squares(x: torch.Tensor) -> torch.Tensor:
         return x.float().flatten(1).square().sum(1)
 
-    def worst(x: torch.Tensor, y: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def worst(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         size = squares(u)
-        return (squares(x - y) / size.clamp_min(1e-12) + (size > 0) * 1e-18).max()
+        return (squares(x) / size.clamp_min(1e-12) + (size > 0) * 1e-18).max()
 
-    return torch.stack([worst(*part) for part in zip(a, b, unit, strict=True)]).max().sqrt()
+    return torch.stack([worst(*part) for part in zip(missed, unit, strict=True)]).max().sqrt()

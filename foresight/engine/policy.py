@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from .blend import Blend
 from .budget import Need, Offload
 from .config import Config
 from .schedule import Place
@@ -37,12 +38,14 @@ class Resources:
         fit: Asks the budget whether `Policy.need` fits; when it does not, the run is inactive from there on.
         deactivate: Ends the method for this run, with a reason for the user.
         lock: Held by the run while it begins a call; with several GPUs the calls of an evaluation run in threads.
+        blend: Where the outputs are conds, what finds out how much of each the sampler takes.
     """
 
     offload: Offload
     fit: Callable[[], bool]
     deactivate: Callable[[str], None]
     lock: threading.RLock
+    blend: Blend | None = None
 
 
 class BlockCall(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from .blend import Blend
 from .budget import Budget, Offload
 from .compiler import keep_out_of_graphs
 from .config import Config
@@ -31,6 +32,9 @@ class Run:
         noise: Share of noise (0..1) in the sampler's latent at a noise level, see `Schedule`.
         offload: Where stored tensors wait between their uses; with the model by default.
         inactive: Why the host knows that the method must not be used in this run, or None.
+        first_step: The step with which this run begins, see `Schedule`.
+        until: The level at which this run ends, see `Schedule`.
+        blended: The host sees conds and not what a pipeline makes of them, see `blend`.
     """
 
     def __init__(
@@ -43,13 +47,17 @@ class Run:
         noise: Callable[[float], float] | None = None,
         offload: Offload | None = None,
         inactive: str | None = None,
+        first_step: int | None = None,
+        until: float = 0.0,
+        blended: bool = False,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation = -1
         self.kind: Kind = "plain"
-        self._schedule = Schedule(config, schedule, steps, noise, region)
+        self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until)
         self._budget, self._offload = Budget(), offload or Offload()
-        resources = Resources(self._offload, self._fit, self.deactivate, self.lock)
+        blend = Blend(flow=noise is not None) if blended else None
+        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, blend)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, resources)
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
@@ -85,9 +93,7 @@ class Run:
             trajectory: Which way through the levels this is, where a run has several (see `Policy.check`).
         """
         keep_out_of_graphs()
-        if latent is not None and not self.stats.inactive:
-            self._policy.check(trajectory, latent)
-        level = self.read_back(level)
+        level = self.read_back(level, latent, trajectory)
         self.evaluation += 1
         self._began = time.perf_counter()
         self.kind = self._next_kind(level)
@@ -188,11 +194,16 @@ class Run:
             self._policy.drop()
         return self.stats
 
-    def read_back(self, level: torch.Tensor | float | None) -> float | None:
+    def read_back(
+        self, level: torch.Tensor | float | None, latent: Tensors | None = None, trajectory: Hashable = None
+    ) -> float | None:
         """The one device read of an evaluation.
 
-        What the last one measured, and the level of the next, which is returned.
+        What the last one measured, and the level of the next, which is returned. A host that has to know the level
+        before it begins the evaluation calls this with the latent, and `begin_evaluation` without.
         """
+        if latent is not None and not self.stats.inactive:
+            self._policy.check(trajectory, latent)
         measured, on_device = self._policy.measured(), isinstance(level, torch.Tensor)
         if on_device:
             measured.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
@@ -204,6 +215,11 @@ class Run:
             level = values.pop()
         self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
         return level
+
+    @staticmethod
+    def read_level(level: torch.Tensor | float | None) -> float | None:
+        """A noise level that is read on its own, before there is a run; of several, as tokens may have, the highest."""
+        return float(level.detach().float().max()) if isinstance(level, torch.Tensor) else level
 
     # ---- budget and record
 

@@ -8,6 +8,7 @@ from typing import Literal
 from .config import Config
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
+LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
 AUTO_WARMUP_MIN = 3  # paper: lambda needs two changes, one is too noisy. forecast: an output, a slope, a measured error
 
 Phase = Literal["warmup", "before", "within", "after"]
@@ -27,6 +28,7 @@ class Place:
         a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
         b: See `a`.
         ends_noisy: The run ends before the noise is gone; another one goes on from there.
+        last: By its level, this is the last evaluation of the run; said only where the host does not tell its levels.
     """
 
     phase: Phase
@@ -38,6 +40,7 @@ class Place:
     a: float
     b: float
     ends_noisy: bool = False
+    last: bool = False
 
     @property
     def may_reuse(self) -> bool:
@@ -55,6 +58,8 @@ class Schedule:
         noise: Share of noise (0..1) in the sampler's latent at a level; the level over the first one by default.
         region: (highest, lowest) level of start_percent..end_percent; None takes the share of the steps, or of the
             noise level.
+        first_step: Where levels are unknown, the step with which this run begins, if that is known.
+        until: Where levels are unknown, the level at which this run ends; another model may go on from there.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Schedule:
         steps: int | None = None,
         noise: Callable[[float], float] | None = None,
         region: tuple[float, float] | None = None,
+        first_step: int | None = None,
+        until: float = 0.0,
     ):
         self._levels = _without_padding(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
@@ -75,7 +82,10 @@ class Schedule:
         self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
         self._first: float | None = None  # the level that was seen first
         self._start: int | None = None  # its step: a sampler may begin in the middle of what it was told
-        self._position, self._level, self._share = -1.0, None, 0.02  # where the levels are unknown: u, the last ones
+        self._first_step, self._until = first_step or 0, until
+        self._counted = steps is not None and first_step is not None  # so that the last step is known
+        self._position = self._first_step - 1.0  # u, where the levels are unknown
+        self._seen: list[float] = []  # the last three different levels
 
     @property
     def is_warm(self) -> bool:
@@ -94,8 +104,10 @@ class Schedule:
         since = None if self._warm_at is None else self._evaluation - self._warm_at
         phase = "warmup" if since is None else self._part(level)
         known = self._levels is not None and level is not None
-        where = self._scheduled(level) if known else self._unscheduled(level)
-        return Place(phase, since, level, *where, ends_noisy=known and self._levels[-1] > 0)
+        if known:
+            return Place(phase, since, level, *self._scheduled(level), ends_noisy=self._levels[-1] > 0)
+        *where, last = self._unscheduled(level)
+        return Place(phase, since, level, *where, last=last)
 
     @property
     def rises(self) -> bool:
@@ -105,7 +117,7 @@ class Schedule:
     def _step(self, level: float | None) -> int:
         """The denoising step whose level this is; evaluations are not steps, a second-order sampler has more."""
         if self._levels is None or level is None:
-            return self._evaluation
+            return self._first_step + self._evaluation
         return sum(entry >= level * (1 - 1e-4) for entry in self._levels) - 1
 
     def _passed(self, level: float | None) -> float:
@@ -138,16 +150,31 @@ class Schedule:
         share = max(0.0, noise(level) - noise(following))
         return index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a
 
-    def _unscheduled(self, level: float | None) -> tuple[float, float, float, float, float]:
-        """The same where the host does not tell its levels: the next step is taken to be like the last one."""
-        before, self._level = self._level, level
-        if before is None or level is None or level != before:
+    def _unscheduled(self, level: float | None) -> tuple[float, float, float, float, float, bool]:
+        """The same where the host does not tell its levels, and whether this one is the last."""
+        if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
         if level is None:
-            return self._position, 0.5, 1 / (self.steps or 50), 1.0, 1.0
-        if before is not None and before > level and self._first:
-            self._share = (before - level) / self._first
-        return self._position, level / self._first if self._first else 0.0, self._share, 1.0, 1.0
+            return self._position, 0.5, 1 / (self.steps or 50), 1.0, 1.0, False
+        if not self._seen or level != self._seen[-1]:
+            self._seen = [*self._seen[-2:], level]
+        following = self._following(level)
+        until = self._until if level >= self._until else 0.0
+        last = (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
+        if self._noise is None:  # nothing is known of what the sampler does with an output
+            noise = [x / self._first if self._first else 0.0 for x in (level, following)]
+            return self._position, noise[0], noise[0] - noise[1], 1.0, 1.0, last
+        noise, a = self._noise(level), following / level if level else 0.0
+        last |= self.steps is None and noise <= LOWEST
+        return self._position, noise, noise - self._noise(following), a, 1.0 - a, last
+
+    def _following(self, level: float) -> float:
+        """The level that comes next, if steps go on growing or shrinking as the last two did."""
+        steps = [a - b for a, b in zip(self._seen, self._seen[1:], strict=False) if a > b]
+        if not steps:
+            return level - min(0.02 * (self._first or 0.0), level)
+        step = min(max(2 * steps[-1] - steps[0], steps[-1] / 2), steps[-1] * 2)
+        return max(0.0, level - step)
 
 
 def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:

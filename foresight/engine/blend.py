@@ -1,0 +1,164 @@
+"""The way to the next evaluation where the sampler is given a blend of outputs, and nobody says which (guidance).
+
+A host that sees only the conds gives cond and uncond to its pipeline, which makes u + g (c - u) of them. In what
+follows r_k is the unit of output k (x' - D for a flow model, the output itself for another), m_k is what the forecast
+for it has missed, x' the latent that all of them were for, and x the latent that comes next. Least squares over
+
+    x - x' = alpha x' + sum_k w_k r_k        (alpha = 0 for a flow model)
+
+gives w. The error of the blend is then e = rms(sum_k w_k m_k) / rms(sum_k w_k r_k), which is what `history` measures of
+the one output in a host that sees the guided one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .moves import EULER, STANDING, UNRELATED, Move
+from .tensors import Tensors
+
+EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
+STEEP = 1e-5  # directions shorter than this, squared and relative, are rounding
+
+
+@dataclass
+class _Stream:
+    """An output, or one of several that came in one: its unit r, and what its forecast missed if that is known."""
+
+    unit: Tensors
+    missed: Tensors | None
+
+
+class Blend:
+    """The last evaluation of a trajectory: its latent x' and the streams whose blend the sampler was given.
+
+    Args:
+        flow: The model is a flow model, and its outputs are denoised latents.
+    """
+
+    def __init__(self, flow: bool):
+        self._flow = flow
+        self._level: float | None = None
+        self._x: Tensors = ()
+        self._streams: list[_Stream] = []
+        self._copied, self._waits_on = False, None
+        self._weights: dict[int, tuple[float, torch.Tensor]] = {}  # by item, w that was found best, and how well
+        self._rounding = 0.0
+        self.error: float | None = None  # e of the evaluation that `judge` was asked about
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        units = [r for stream in self._streams for r in (*stream.unit, *(stream.missed or ()))]
+        return sum(x.nbytes for x in (*self._x, *units))
+
+    def begin(self, level: float | None, x: Tensors, waits_on: torch.device | None) -> None:
+        """An evaluation begins; what is said about it is copied, to `waits_on` if that is not None."""
+        self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
+        self._copied = False
+
+    def _copy(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach().to(self._waits_on or x.device, copy=True)
+
+    def note(self, given: Tensors, missed: Tensors | None) -> None:
+        """The sampler was given these outputs of the evaluation, one or several for each part of the latent."""
+        n = len(self._x)
+        if n and not self._copied:  # the latent may have channels that are none of the output's, and the reverse
+            self._x, self._copied = tuple(self._copy(_like(x, d)) for x, d in zip(self._x, given, strict=False)), True
+        for i in range(0, len(given) if n else 0, n):
+            outputs = [_like(d, x) for x, d in zip(self._x, given[i : i + n], strict=True)]
+            if self._flow:
+                outputs = [x.to(d.device) - d for x, d in zip(self._x, outputs, strict=True)]
+            lost = missed and [_like(m, x) for x, m in zip(self._x, missed[i : i + n], strict=True)]
+            self._streams.append(_Stream(*(tuple(map(self._copy, y)) if y else None for y in (outputs, lost))))
+
+    def measure(self, x: Tensors) -> torch.Tensor | None:
+        """Products of all that is known, for every part and item of the batch; None where nothing is known."""
+        if not self._streams or len(x) != len(self._x) or not self._copied:
+            return None
+        x = tuple(_like(now, before) for now, before in zip(x, self._x, strict=True))
+        if [t.shape for t in x] != [t.shape for t in self._x]:
+            return None
+        products = [self._products(part, now) for part, now in enumerate(x)]
+        self._rounding = max(torch.finfo(t.dtype).eps ** 2 for t in x) / 6  # mean square of two roundings, over x's
+        return torch.cat(products, dim=1).flatten()
+
+    def _products(self, part: int, now: torch.Tensor) -> torch.Tensor:
+        """(products, items) of one part: of the step with all, of all with one another, of what was missed."""
+        x = self._x[part].to(now.device).float()
+        step = now.float() - x
+        moved = step != 0  # what a pipeline holds fixed is none of the sampler's
+
+        def row(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(now.device).float() * moved
+
+        rows = [step, x * moved, *(row(stream.unit[part]) for stream in self._streams)]
+        lost = [row(stream.missed[part]) for stream in self._streams if stream.missed is not None]
+        pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i:]]
+        if len(lost) == len(self._streams):
+            pairs += [(a, b) for i, a in enumerate(lost) for b in lost[i:]]
+        return torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs])
+
+    def judge(self, sums: list[float], level: float | None) -> Move:
+        """The move, from the numbers of `measure`, and with it `error`; the worst part of the worst item counts."""
+        self.error = None
+        if self._level is None or level is None:
+            return Move()
+        if level > self._level * (1 + 1e-4) or not all(map(math.isfinite, sums)):
+            return Move(continues=False)
+        k = len(self._streams)
+        gram, missed = (k + 2) * (k + 3) // 2, k * (k + 1) // 2
+        measured = all(stream.missed is not None for stream in self._streams)
+        table = torch.tensor(sums, dtype=torch.float64).view(gram + missed * measured, -1)
+        b = 1 - level / self._level if self._level else 0.0
+        judged = [self._judge(i, b, _symmetric(x[:gram]), _symmetric(x[gram:])) for i, x in enumerate(table.T)]
+        errors = [error for _, error in judged if error is not None]
+        self.error = max(errors) if measured and errors else None
+        moves = [move for move, _ in judged]
+        return Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
+
+    def _judge(self, item: int, b: float, gram: torch.Tensor, missed: torch.Tensor) -> tuple[Move, float | None]:
+        way = float(gram[0, 0])
+        if way == 0 or b <= STANDING and self._flow:  # a second evaluation at the same noise level, or nothing moved
+            return Move(euler=way == 0), _error(self._weights.get(item), gram, missed) if way else None
+        first = 2 if self._flow else 1
+        basis, target = gram[first:, first:], gram[first:, 0]
+        size = basis.diagonal().clamp_min(1e-30).sqrt()
+        found = torch.linalg.pinv(basis / size / size[:, None], rtol=STEEP, hermitian=True) @ (target / size) / size
+        w, residual = found[2 - first :], way - float(found @ target)
+        self._remember(item, w, max(0.0, residual - self._rounding * float(gram[1, 1])) / way)
+        ratio = -float(w.sum()) / b if self._flow else 1.0
+        exact = EULER**2 * way + self._rounding * float(gram[1, 1])
+        euler = residual <= exact and (ratio - 1) ** 2 * way <= exact
+        continues = residual <= (1 - EXPLAINED) * way and ratio > UNRELATED
+        return Move(continues, euler, max(1.0, ratio)), _error(self._weights[item], gram, missed)
+
+    def _remember(self, item: int, w: torch.Tensor, unexplained: float) -> None:
+        """Take these weights, unless better ones are known: multistep samplers take in older outputs as well."""
+        best, known = self._weights.get(item, (math.inf, w))
+        if len(known) != len(w) or unexplained <= max(EULER**2, best):
+            self._weights[item] = unexplained, w
+
+
+def _error(weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, missed: torch.Tensor) -> float | None:
+    """e of the blend, None where it is not known."""
+    if weights is None or not missed.numel() or len(weights[1]) != len(missed):
+        return None
+    w = weights[1]
+    taken = float(w @ gram[2:, 2:] @ w)
+    return math.sqrt(max(0.0, float(w @ missed @ w)) / taken) if taken > 0 else None
+
+
+def _like(output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The part of an output that is for the latent: some models give more channels."""
+    return output[tuple(slice(0, n) for n in x.shape)]
+
+
+def _symmetric(upper: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix whose upper triangle this is, row by row."""
+    n = int((math.isqrt(8 * len(upper) + 1) - 1) // 2)
+    full = torch.zeros(n, n, dtype=upper.dtype)
+    rows, columns = torch.triu_indices(n, n)
+    full[rows, columns] = full[columns, rows] = upper
+    return full
