@@ -115,8 +115,13 @@ class Family:
 AnyFamily = TypeVar("AnyFamily", bound=Family)
 
 
-def family_of(model: object, table: Sequence[AnyFamily]) -> AnyFamily:
+def family_of(
+    model: object, table: Sequence[AnyFamily], advice: str = "Remove the node from this model's path."
+) -> AnyFamily:
     """The record of a model.
+
+    Args:
+        advice: What the user can do about a model without one.
 
     Raises:
         UnsupportedModel: the table has none.
@@ -129,7 +134,7 @@ def family_of(model: object, table: Sequence[AnyFamily]) -> AnyFamily:
     known = ", ".join(f"{family.name} ({family.model.rsplit('.', 1)[1]})" for family in table)
     raise UnsupportedModel(
         f"Foresight does not support {type(model).__qualname__} (from {type(model).__module__}). "
-        f"Supported: {known}. Remove the node from this model's path."
+        f"Supported: {known}. {advice}"
     )
 
 

@@ -13,9 +13,15 @@ class DiffusersFamily(Family):
 
     Attributes:
         timestep: Argument of the model that says the noise level.
+        latents: Arguments that are what the sampler works on, in the order of the results that are for them.
+        flow: It is a flow model whose timestep is the share of noise, times 1000 as a rule, and gives a velocity.
+        rises: Its timestep is the share of what is not noise, and its velocity goes the other way.
     """
 
     timestep: str = "timestep"
+    latents: tuple[str, ...] = ("hidden_states", "audio_hidden_states")
+    flow: bool = True
+    rises: bool = False
 
 
 def _frames_to_tokens(base: Tensors, inputs: Tensors, kwargs: Mapping) -> Tensors:
@@ -45,15 +51,16 @@ FAMILIES = (
     DiffusersFamily("SkyReels V2", _D + "transformer_skyreels_v2.SkyReelsV2Transformer3DModel", _BLOCKS),
     DiffusersFamily("ChronoEdit", _D + "transformer_chronoedit.ChronoEditTransformer3DModel", _BLOCKS),
     DiffusersFamily("Helios", _D + "transformer_helios.HeliosTransformer3DModel", _BLOCKS),
-    DiffusersFamily("CogVideoX", _D + "cogvideox_transformer_3d.CogVideoXTransformer3DModel", _TWO_STREAMS),
+    DiffusersFamily("CogVideoX", _D + "cogvideox_transformer_3d.CogVideoXTransformer3DModel", _TWO_STREAMS, flow=False),
     DiffusersFamily(
         "Latte",
         _D + "latte_transformer_3d.LatteTransformer3DModel",
         (*_TRANSFORMER_BLOCKS, Section("temporal_transformer_blocks", _HIDDEN, _frames_to_tokens)),
         interleaved=True,
+        flow=False,
     ),
-    DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS),
-    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS),
+    DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS, flow=False),
+    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=True),
     DiffusersFamily("HunyuanVideo", _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel", _DOUBLE_SINGLE),
     DiffusersFamily(
         "HunyuanVideo 1.5", _D + "transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel", _TWO_STREAMS
@@ -96,6 +103,7 @@ FAMILIES = (
         (Section("layers", (("und_seq", 0), ("gen_seq", 1))),),
         batch_dim=None,
         timestep="vision_timesteps",
+        latents=("vision_tokens", "sound_tokens", "action_tokens"),
     ),
     DiffusersFamily(
         "MiniMax H3", _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel", _TRANSFORMER_BLOCKS, batch_dim=None

@@ -1,0 +1,215 @@
+"""The hook on a transformer: one run of the engine per run of the pipeline."""
+
+import inspect
+import logging
+from collections.abc import Hashable, Mapping
+
+import torch
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import StateManager
+from torch.utils._pytree import tree_leaves
+
+from ...engine import Config, Offload, Run, RunStats
+from ...engine.compiler import outside_graphs
+from ...engine.tensors import Tensors
+from .. import blocks
+from ..blocks import family_of
+from .families import FAMILIES
+from .outputs import Result, View, conds_in, latents_of
+from .streams import Streams
+
+log = logging.getLogger(__package__)
+
+
+class ForesightHook(ModelHook):
+    """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
+
+    A run that never got there (a hand-written loop) ends when the noise level rises again, one that was interrupted
+    where it was interrupted.
+
+    Args:
+        config: The user's settings.
+        steps: Denoising steps of a run, where the user says it.
+        until: Share of noise with which the pipeline goes on to another transformer, where the user says it.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, config: Config, steps: int | None, until: float | None = None):
+        super().__init__()
+        self._config, self._steps, self._until = config, steps, until
+        self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
+        self._run: Run | None = None
+        self._stats: RunStats | None = None
+        self._ended: float | None = None  # share of noise where the last run left off for another transformer
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self._streams = Streams()
+        self._last_level: float | None = None
+        self._context = None  # of the newest call
+        self._scale = 1.0  # levels over shares of noise
+        self._conds: dict[str, int] = {}  # conds in a call, by stream
+        self._forms: dict[str, Result] = {}  # by stream
+
+    @property
+    def stats(self) -> RunStats | None:
+        """The run under way, else the last one, else None."""
+        return self._run.stats if self._run is not None else self._stats
+
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        family = family_of(module, FAMILIES)
+        self._family, self._stack = family, family.stack(module)
+        self._signature = inspect.signature(type(module).forward)
+        return module
+
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: torch.nn.Module, *args, **kwargs):
+        try:
+            call = self._enter(module, args, kwargs)
+            return self.fn_ref.original_forward(*args, **kwargs) if call is None else self._output(*call, args, kwargs)
+        except BaseException:
+            self._end_interrupted_run()
+            raise
+
+    @outside_graphs()
+    def _enter(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[str, Hashable, Tensors] | None:
+        """Begin the evaluation if a call is its first: the call's stream, its signature and its latents.
+
+        None where the blocks write a cache of their own, so that each of them must run.
+        """
+        arguments = self._signature.bind_partial(module, *args, **kwargs).arguments
+        if self._family.plain_with and arguments.get(self._family.plain_with) is not None:
+            return None
+        try:
+            self._context = self._contexts.context
+        except ValueError:  # a pipeline without contexts
+            self._context = None
+        timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments)
+        name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
+        if name not in self._conds:
+            self._conds[name] = conds_in(latents)
+        if begins:
+            self._begin_evaluation(self._level_of(timestep), name, latents)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        signature = tuple((x.shape, x.dtype, x.device) for x in tensors), self._streams.breaks(name)
+        return name, signature, latents
+
+    def _rest(self, arguments: Mapping) -> dict:
+        others = ("self", self._family.timestep, *self._family.latents)
+        return {key: value for key, value in arguments.items() if key not in others}
+
+    def _level_of(self, timestep: torch.Tensor | None) -> torch.Tensor | float | None:
+        """The noise level: what the context says, which needs no read of the device, or the timestep."""
+        sigma = getattr(self._context, "sigma", None)
+        if self._family.flow and isinstance(sigma, float) and 0 <= sigma <= 1:
+            return sigma
+        return 1000 - timestep if self._family.rises and timestep is not None else timestep
+
+    def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
+        parts = tuple(x.chunk(self._conds[name])[0] for x in latents)
+        checked = self._run is not None
+        level = self._run.read_back(level, parts) if checked else Run.read_level(level)
+        if level is not None and self._last_level is not None and level > self._last_level:
+            conds, streams = self._conds, self._streams
+            self.end_run()
+            self._conds, self._streams, checked = {name: conds[name]}, streams, False
+        if self._run is None:
+            self._run = self._new_run(level)
+        self._run.begin_evaluation(level, None if checked else parts)
+        self._last_level = level
+
+    def _new_run(self, level: float | None) -> Run:
+        self._scale = 1000.0 if level is not None and level > 1 else 1.0
+        ended = self._until if self._until is not None else self._ended
+        offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
+        run = Run(
+            self._config,
+            steps=self._steps or getattr(self._context, "num_inference_steps", None),
+            noise=self._share if self._family.flow and level is not None else None,
+            offload=offload,
+            first_step=getattr(self._context, "step_index", None),
+            until=(ended or 0.0) * self._scale,
+            blended=True,
+        )
+        run.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
+        return run
+
+    def _share(self, level: float) -> float:
+        """Share of noise of a flow model at a level."""
+        return min(1.0, level / self._scale)
+
+    @torch.compiler.disable(recursive=False)
+    def _output(self, name: str, signature: Hashable, latents: Tensors, args: tuple, kwargs: dict):
+        """The transformer's result, computed or forecast."""
+        computed, view = [], self._view(name, latents)
+
+        @torch.compiler.disable(recursive=False)
+        def compute() -> Tensors:
+            dim = self._family.batch_dim or 0
+            forward = self.fn_ref.original_forward
+            computed[:] = [
+                blocks.run_blocks(self._run, self._stack, [name], lambda: forward(*args, **kwargs), dim)
+            ]
+            return self._seen(name, computed[0], view, computed)
+
+        output = self._run.output(name, signature, compute, latents[0].device, view.unit)
+        return self._returned(name, computed, output, view)
+
+    def _view(self, name: str, latents: Tensors) -> View:
+        sigma = None
+        if self._family.flow and self._last_level is not None:
+            sigma = self._share(self._last_level) * (-1 if self._family.rises else 1)
+        return View(latents, self._conds[name], sigma)
+
+    @outside_graphs()
+    def _seen(self, name: str, result: object, view: View, computed: list) -> Tensors:
+        """What the engine sees of a result."""
+        form = Result(result)
+        if not view.fits(form.tensors) and not self._run.stats.inactive:
+            self._run.deactivate("what the model returns does not have the form of its latents")
+        seen = view.seen(form.tensors) if self._run.kind != "plain" else form.tensors
+        self._forms[name] = form.without_tensors()
+        computed.append(seen)
+        return seen
+
+    @outside_graphs()
+    def _returned(self, name: str, computed: list, output: Tensors, view: View):
+        """The result as the pipeline gets it: the model's own where the engine has left it as it is."""
+        if computed and all(a is b for a, b in zip(computed[1], output, strict=True)):
+            return computed[0]
+        return self._forms[name].like(view.returned(output))
+
+    @outside_graphs()
+    def end_run(self) -> None:
+        """Close the run under way, if any, and log what it did."""
+        if self._run is not None:
+            self._stats, self._run = self._run.close(timed=False), None
+            self._note_end()
+            log.info("Foresight %s", self._stats.summary())
+        self._begin_run()
+
+    def _note_end(self) -> None:
+        """Where the run ended before its last step, another transformer went on (Wan 2.2): so it will be next time."""
+        step, steps = (getattr(self._context, name, None) for name in ("step_index", "num_inference_steps"))
+        levels = [e.level for e in self._stats.evaluations[-2:] if e.level is not None]
+        if step is None or steps is None or step + 1 >= steps or len(levels) < 2:
+            self._ended = None
+        else:
+            self._ended = (levels[1] - 0.75 * (levels[0] - levels[1])) / self._scale
+
+    def _end_interrupted_run(self) -> None:
+        """The same on the way of an error, which nothing here may hide."""
+        stats, ended = self.stats, self._ended
+        try:
+            self.end_run()
+        except Exception:
+            log.warning("Foresight could not read its last measurements", exc_info=True)
+            self._stats, self._run = stats, None
+            self._begin_run()
+        self._ended = ended
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        self.end_run()
+        self._contexts.reset()
+        return module
