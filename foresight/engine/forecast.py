@@ -29,6 +29,7 @@ from typing import ClassVar
 import torch
 
 from .budget import Need
+from .compiler import outside_graphs
 from .config import Config
 from .history import History
 from .moves import Move, Track
@@ -184,6 +185,7 @@ class Forecast(Policy):
         early = max(1 - place.noise, 0.005) ** self.early
         return max(self._now.rate, FLOOR) * distance * share * self._now.move.price / early
 
+    @outside_graphs(recursive=False)
     def output(
         self,
         key: Hashable,
@@ -211,6 +213,7 @@ class Forecast(Policy):
             history.missed = None
         return given
 
+    @outside_graphs()
     def _note(self, given: Tensors, missed: Tensors | None, own: bool) -> None:
         """Remember what the sampler was given, where the host says for which latent."""
         if self._blend is not None:

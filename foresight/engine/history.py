@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 import torch
 
+from .compiler import outside_graphs
 from .schedule import Place
 from .tensors import Tensors
 
@@ -56,6 +57,7 @@ class History:
         """Only the newest computed output has anything to do with what comes."""
         self._computed = self._computed[-1:]
 
+    @outside_graphs()
     def forecast(self, place: Place, device: torch.device) -> Tensors:
         """D^(u) in place of an output that is left out, as fresh tensors."""
         h = place.position - self.u_n
@@ -74,6 +76,7 @@ class History:
         """D_n."""
         return self._computed[-1][1]
 
+    @outside_graphs()
     def observe(
         self, place: Place, output: Tensors, unit: Tensors, waits_on: torch.device | None, pays: bool
     ) -> Tensors:

@@ -9,6 +9,7 @@ import torch
 
 from .blend import Blend
 from .budget import Need, Offload
+from .compiler import outside_graphs
 from .config import Config
 from .schedule import Place
 from .stats import Evaluation
@@ -100,6 +101,7 @@ class Policy:
         """
         return Decision(compute=True)
 
+    @outside_graphs(recursive=False)
     def output(
         self,
         key: Hashable,

@@ -8,7 +8,7 @@ import torch
 
 from .blend import Blend
 from .budget import Budget, Offload
-from .compiler import keep_out_of_graphs
+from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .schedule import Phase, Schedule
@@ -111,6 +111,7 @@ class Run:
             return _KINDS[place.phase]
         return "full" if self._decision.compute else "reuse"
 
+    @outside_graphs(recursive=False)
     def output(
         self,
         key: Hashable,
@@ -145,6 +146,7 @@ class Run:
         self._fit()
         return given
 
+    @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
         """Fill in the record: these block calls were computed, or (None) those of last time were left out."""
         if calls is None:
@@ -236,6 +238,7 @@ class Run:
         if not self.stats.inactive:
             self._fit()
 
+    @outside_graphs()
     def _fit(self) -> bool:
         """Choose where stored tensors wait, so that they fit; if they don't fit anywhere, become inactive."""
         reason = self._budget.place(self._policy.need(), self._offload)
@@ -244,6 +247,7 @@ class Run:
             self.deactivate(reason)
         return reason is None
 
+    @outside_graphs()
     def deactivate(self, reason: str) -> None:
         """Compute everything from here on and give all memory back."""
         self.stats.inactive = reason
@@ -255,6 +259,7 @@ class Run:
         """Bytes that are held now."""
         return self._policy.held_bytes
 
+    @outside_graphs()
     def note_bytes(self, extra: int = 0) -> None:
         """Record how much is held at this moment; `extra` is held by a call."""
         self.stats.peak_bytes = max(self.stats.peak_bytes, self.held_bytes + extra)
@@ -273,6 +278,7 @@ class _Counted:
         self.calls: list[int] | None = None
         self.failed = False
 
+    @outside_graphs(recursive=False)
     def __call__(self) -> Tensors:
         before, self.failed = list(self._evaluation.computed), True
         self.result = self._compute()

@@ -160,7 +160,7 @@ class Schedule:
             self._seen = [*self._seen[-2:], level]
         following = self._following(level)
         until = self._until if level >= self._until else 0.0
-        last = (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
+        last = level <= 0 or (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
         if self._noise is None:  # nothing is known of what the sampler does with an output
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
             return self._position, noise[0], noise[0] - noise[1], 1.0, 1.0, last

@@ -178,14 +178,16 @@ def _observed(model, stack, run) -> tuple[list, list[list[torch.Tensor]], list[C
     return forms, tensors, calls
 
 
-def check_forecast(model, stack, plain, active, end) -> None:
+def check_forecast(model, stack, plain, active, end, seen=None) -> None:
     """Compare a run with forecasts, evaluation by evaluation, with the plain one, whose inputs are the same.
 
     Args:
         plain: `plain(step)` is the model's whole result at a step without Foresight.
         active: The same within a run with the method "forecast", called for each step in turn.
         end: Ends that run and returns its RunStats.
+        seen: What is forecast of the tensors of a result, `seen(tensors, step)`; the tensors themselves by default.
     """
+    seen = seen or (lambda tensors, step: tensors)
     forms, outputs, calls = _observed(model, stack, plain)
     ours, given, ran = _observed(model, stack, active)
     stats = end()
@@ -200,8 +202,9 @@ def check_forecast(model, stack, plain, active, end) -> None:
             assert not ran[step]
             assert (evaluation.computed, evaluation.reused) == (never, once)
             (before, newest), far = computed[-2:], step - computed[-1]
-            slopes = [(n - b) / (newest - before) for n, b in zip(outputs[newest], outputs[before], strict=True)]
-            for got, n, slope in zip(given[step], outputs[newest], slopes, strict=True):
+            two = seen(outputs[newest], newest), seen(outputs[before], before)
+            slopes = [(n - b) / (newest - before) for n, b in zip(*two, strict=True)]
+            for got, n, slope in zip(seen(given[step], step), two[0], slopes, strict=True):
                 torch.testing.assert_close(got, n + slope * far / (1 + far / history.DAMPING), rtol=1e-4, atol=1e-4)
         else:
             assert ran[step] == calls[step] and ran[step][0]

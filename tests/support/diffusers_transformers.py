@@ -133,7 +133,10 @@ def mochi():
         **{"patch_size": 2, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 4, "in_channels": 4},
         **{"pooled_projection_dim": 16, "text_embed_dim": 16, "time_embed_dim": 8, "max_sequence_length": 6},
     )
-    return _plain(model, encoder_attention_mask=torch.ones(1, 6, dtype=torch.bool))
+    transformer = _plain(model, encoder_attention_mask=torch.ones(1, 6, dtype=torch.bool))
+    call = transformer.call
+    transformer.call = lambda x, t, **more: call(x, 1000 - t, **more)  # its timestep rises
+    return transformer
 
 
 _HUNYUAN = {

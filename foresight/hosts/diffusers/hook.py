@@ -1,5 +1,6 @@
 """The hook on a transformer: one run of the engine per run of the pipeline."""
 
+import functools
 import inspect
 import logging
 from collections.abc import Hashable, Mapping
@@ -42,14 +43,15 @@ class ForesightHook(ModelHook):
         self._run: Run | None = None
         self._stats: RunStats | None = None
         self._ended: float | None = None  # share of noise where the last run left off for another transformer
+        self._context = None  # of the newest call
+        self._at: tuple = None, None  # of the newest evaluation: its step, and how many there are
         self._begin_run()
 
     def _begin_run(self) -> None:
         self._streams = Streams()
         self._last_level: float | None = None
-        self._context = None  # of the newest call
         self._scale = 1.0  # levels over shares of noise
-        self._conds: dict[str, int] = {}  # conds in a call, by stream
+        self._conds: dict[tuple, int] = {}  # conds in a call, by stream and rows
         self._forms: dict[str, Result] = {}  # by stream
 
     @property
@@ -87,8 +89,6 @@ class ForesightHook(ModelHook):
             self._context = None
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments)
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
-        if name not in self._conds:
-            self._conds[name] = conds_in(latents)
         if begins:
             self._begin_evaluation(self._level_of(timestep), name, latents)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
@@ -107,17 +107,25 @@ class ForesightHook(ModelHook):
         return 1000 - timestep if self._family.rises and timestep is not None else timestep
 
     def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
-        parts = tuple(x.chunk(self._conds[name])[0] for x in latents)
+        parts = tuple(x.chunk(self._conds_of(name, latents))[0] for x in latents)
         checked = self._run is not None
         level = self._run.read_back(level, parts) if checked else Run.read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
-            conds, streams = self._conds, self._streams
+            streams, checked = self._streams, False  # which know already that an evaluation begins
             self.end_run()
-            self._conds, self._streams, checked = {name: conds[name]}, streams, False
+            self._streams = streams
         if self._run is None:
             self._run = self._new_run(level)
         self._run.begin_evaluation(level, None if checked else parts)
         self._last_level = level
+        self._at = tuple(getattr(self._context, key, None) for key in ("step_index", "num_inference_steps"))
+
+    def _conds_of(self, name: str, latents: Tensors) -> int:
+        """How many conds a call has; looked at once per run, because that reads the device."""
+        key = name, tuple(x.shape[:1] for x in latents)
+        if key not in self._conds:
+            self._conds[key] = conds_in(latents)
+        return self._conds[key]
 
     def _new_run(self, level: float | None) -> Run:
         self._scale = 1000.0 if level is not None and level > 1 else 1.0
@@ -143,24 +151,22 @@ class ForesightHook(ModelHook):
     def _output(self, name: str, signature: Hashable, latents: Tensors, args: tuple, kwargs: dict):
         """The transformer's result, computed or forecast."""
         computed, view = [], self._view(name, latents)
-
-        @torch.compiler.disable(recursive=False)
-        def compute() -> Tensors:
-            dim = self._family.batch_dim or 0
-            forward = self.fn_ref.original_forward
-            computed[:] = [
-                blocks.run_blocks(self._run, self._stack, [name], lambda: forward(*args, **kwargs), dim)
-            ]
-            return self._seen(name, computed[0], view, computed)
-
+        compute = functools.partial(self._compute, name, args, kwargs, view, computed)
         output = self._run.output(name, signature, compute, latents[0].device, view.unit)
         return self._returned(name, computed, output, view)
 
+    @torch.compiler.disable(recursive=False)
+    def _compute(self, name: str, args: tuple, kwargs: dict, view: View, computed: list) -> Tensors:
+        forward = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
+        result = blocks.run_blocks(self._run, self._stack, [name], forward, self._family.batch_dim or 0)
+        return self._seen(name, result, view, computed)
+
+    @outside_graphs()
     def _view(self, name: str, latents: Tensors) -> View:
         sigma = None
         if self._family.flow and self._last_level is not None:
             sigma = self._share(self._last_level) * (-1 if self._family.rises else 1)
-        return View(latents, self._conds[name], sigma)
+        return View(latents, self._conds_of(name, latents), sigma)
 
     @outside_graphs()
     def _seen(self, name: str, result: object, view: View, computed: list) -> Tensors:
@@ -170,7 +176,7 @@ class ForesightHook(ModelHook):
             self._run.deactivate("what the model returns does not have the form of its latents")
         seen = view.seen(form.tensors) if self._run.kind != "plain" else form.tensors
         self._forms[name] = form.without_tensors()
-        computed.append(seen)
+        computed[:] = [result, seen]
         return seen
 
     @outside_graphs()
@@ -191,7 +197,7 @@ class ForesightHook(ModelHook):
 
     def _note_end(self) -> None:
         """Where the run ended before its last step, another transformer went on (Wan 2.2): so it will be next time."""
-        step, steps = (getattr(self._context, name, None) for name in ("step_index", "num_inference_steps"))
+        step, steps = self._at
         levels = [e.level for e in self._stats.evaluations[-2:] if e.level is not None]
         if step is None or steps is None or step + 1 >= steps or len(levels) < 2:
             self._ended = None

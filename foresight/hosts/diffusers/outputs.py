@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ...engine.compiler import outside_graphs
 from ...engine.tensors import Tensors
 from .families import DiffusersFamily
 
@@ -71,14 +72,19 @@ class View:
 
     def __init__(self, latents: Tensors, conds: int, sigma: float | None):
         self._latents, self._conds, self._sigma = latents, conds, sigma
+        self._fits = True
 
     def fits(self, tensors: Tensors) -> bool:
         """Whether there is a latent for each output, from which it could be told."""
-        if len(tensors) != len(self._latents):
+        self._fits = len(tensors) == len(self._latents) and all(
+            self._is_for(d.shape, x.shape) for d, x in zip(tensors, self._latents, strict=True)
+        )
+        return self._fits
+
+    def _is_for(self, output: torch.Size, latent: torch.Size) -> bool:
+        if len(output) != len(latent) or output[0] != latent[0]:
             return False
-        shapes = [(d.shape, x.shape) for d, x in zip(tensors, self._latents, strict=True)]
-        inside = all(len(d) == len(x) and d[0] == x[0] for d, x in shapes)
-        return inside and (self._sigma is None or all(n <= m for d, x in shapes for n, m in zip(d, x, strict=True)))
+        return self._sigma is None or all(n <= m for n, m in zip(output, latent, strict=True))
 
     def _per_cond(self, tensors: Tensors) -> Tensors:
         chunks = [x.chunk(self._conds) for x in tensors]
@@ -94,15 +100,15 @@ class View:
             tensors = tuple(x - self._sigma * v.float() for x, v in zip(noisy, tensors, strict=True))
         return self._per_cond(tensors)
 
+    @outside_graphs()
     def unit(self, outputs: Tensors) -> Tensors:
         """What the errors of such outputs are measured in: the noise in the latent."""
-        if self._sigma is None:
+        if self._sigma is None or not self._fits:
             return outputs
-        n = len(self._latents)
         noisy = self._per_cond(self._latents)
-        shapes = [tuple(map(slice, d.shape)) for d in outputs]
-        assert len(noisy) == n * self._conds == len(outputs)
-        return tuple(x[shape].float() - d for x, d, shape in zip(noisy, outputs, shapes, strict=True))
+        return tuple(
+            x[tuple(map(slice, d.shape))].float() - d for x, d in zip(noisy, outputs, strict=True)
+        )
 
     def returned(self, outputs: Tensors) -> Tensors:
         """What the model would have returned: the reverse of `seen`."""

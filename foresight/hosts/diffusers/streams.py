@@ -80,7 +80,8 @@ def _equal(a: object, b: object) -> bool | torch.Tensor:
     if a is b:
         return True
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return type(a) is type(b) and not isinstance(a, torch.Tensor) and bool(a == b)
+        simple = isinstance(a, (int, float, str)) and isinstance(b, (int, float, str))
+        return a == b if simple else type(a) is type(b)
     if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
         return False
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():

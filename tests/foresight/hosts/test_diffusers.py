@@ -255,7 +255,7 @@ def test_an_error_of_the_device_hides_no_error_of_the_host(transformers, name, a
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def fail(*_):
-        monkeypatch.setattr(adapter.Run, "close", broken)
+        monkeypatch.setattr(adapter.hook.Run, "close", broken)
         raise KeyboardInterrupt
 
     hook = stack(transformers, name)[0].register_forward_pre_hook(fail)

@@ -1,0 +1,203 @@
+"""Which evaluation a call belongs to: an evaluation is not a call, whatever a pipeline says or does not say."""
+
+import inspect
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed here")
+
+import diffusers
+
+from foresight import ForecastConfig, PaperConfig
+from foresight.hosts import blocks
+from foresight.hosts.diffusers import apply_foresight, families
+from foresight.hosts.diffusers.outputs import conds_in, latents_of
+from foresight.hosts.diffusers.streams import Streams
+from support.diffusers_models import arguments, seeded
+from support.diffusers_transformers import TRANSFORMERS, wan
+
+STEPS = 14
+TEXTS = ("encoder_hidden_states", "input_ids")
+
+
+@pytest.fixture(scope="module", params=TRANSFORMERS, ids=lambda make: make.__name__)
+def transformer(request):
+    return request.param()
+
+
+def arguments_of(transformer, x, t):
+    """What the transformer is called with."""
+    model, found = transformer.model, {}
+    signature = inspect.signature(type(model).forward)
+    forward = model.forward
+
+    def note(*args, **kwargs):
+        found.update(signature.bind_partial(model, *args, **kwargs).arguments)
+        return forward(*args, **kwargs)
+
+    before = model.__dict__.get("forward")
+    model.forward = note
+    try:
+        with torch.no_grad():
+            transformer.call(x, t)
+    finally:
+        model.__dict__.pop("forward")
+        if before is not None:
+            model.forward = before
+    found.pop("self")
+    return found
+
+
+def for_other_text(given):
+    """The same call for another cond."""
+    name = next(name for name in TEXTS if name in given)
+    text = given[name]
+    return {**given, name: text.flip(0) if name == "input_ids" else text * -0.5}
+
+
+def guided_loop(transformer, steps=STEPS, copies=False, guidance=3.0):
+    """Cond and uncond without a context, the same latent for both or a copy for each, the latent changed in place."""
+    model, outs = transformer.model, []
+    family = blocks.family_of(model, families.FAMILIES)
+    found = [arguments_of(transformer, seeded(*transformer.latent, seed=3), torch.tensor([1000.0 * (1 - i / steps)]))
+             for i in range(steps)]  # fmt: skip
+    latents = [x.clone() for x in latents_of(family, found[0])]
+    with torch.no_grad():
+        for given in found:
+            calls = []
+            for call in (given, for_other_text(given)):
+                values = iter([x.clone() if copies else x for x in latents])
+                named = {
+                    name: ([next(values)] if isinstance(call[name], list) else next(values))
+                    for name in family.latents
+                    if call.get(name) is not None
+                }
+                calls.append([x for x in _flat(model(**{**call, **named}))])
+            outs.append(calls)
+            for x, cond, uncond in zip(latents, *calls, strict=True):
+                part = tuple(slice(0, min(n, m)) for n, m in zip(x.shape, cond.shape, strict=True))
+                v = (uncond + guidance * (cond - uncond))[part]
+                x[part] += (1 if family.rises else -1) * v / steps
+    return latents, outs
+
+
+def _flat(result):
+    entries = result.values() if isinstance(result, dict) else result
+    return [x for entry in entries for x in (entry if isinstance(entry, list) else [entry]) if x is not None]
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_conds_without_a_context_are_told_apart(transformer, copies):
+    stack = blocks.family_of(transformer.model, families.FAMILIES).stack(transformer.model)
+    plain, _ = guided_loop(transformer, copies=copies)
+    for config in (ForecastConfig(threshold=1e-12), PaperConfig(threshold=1e-12, warmup_steps=3)):
+        handle = apply_foresight(transformer.model, config, steps=STEPS)
+        ours, _ = guided_loop(transformer, copies=copies)
+        handle.remove()
+        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+        assert len(handle.stats.evaluations) == STEPS and handle.stats.total == 2 * STEPS * len(stack)
+
+
+def test_no_cond_is_forecast_from_the_other(transformer):
+    handle = apply_foresight(transformer.model, ForecastConfig(threshold=2.0), steps=STEPS)
+    _, outs = guided_loop(transformer)
+    handle.remove()
+    left_out = [i for i, e in enumerate(handle.stats.evaluations) if e.kind == "reuse"]
+    assert len(handle.stats.evaluations) == STEPS and left_out
+    for i in left_out:
+        for which in (0, 1):
+            now, own, other = (torch.cat([x.flatten() for x in outs[j][k]]) for j, k in ((i, which), (i - 1, which), (i - 1, 1 - which)))  # fmt: skip # noqa: E501
+            if not torch.equal(own, other):
+                assert (now - own).norm() < (now - other).norm()
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_video_to_video_keeps_its_guidance(guidance):
+    net = wan().model
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipe = diffusers.WanVideoToVideoPipeline(None, None, net, None, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    def video():
+        return pipe(
+            latents=seeded(1, 4, 3, 8, 8, seed=5), prompt_embeds=seeded(1, 6, 16, seed=1),
+            negative_prompt_embeds=seeded(1, 6, 16, seed=2), num_inference_steps=30, strength=0.8,
+            guidance_scale=guidance, output_type="latent", height=64, width=64,
+        ).frames  # fmt: skip
+
+    plain = video()
+    handle = apply_foresight(net, ForecastConfig())
+    ours = video()
+    handle.remove()
+    assert len(handle.stats.evaluations) == 24
+    assert (ours - plain).norm() < 0.05 * plain.norm()
+
+
+def test_streams_by_what_is_asked():
+    """A Heun step, tiles of one latent, three conds, and an interrupted sequence."""
+
+    def sequence(*calls):
+        streams = Streams()
+        return [streams.of_call(None, torch.tensor([t]), {"text": text.clone()}) for t, text in calls]
+
+    cond, uncond, third = (seeded(1, 4, 8, seed=i) for i in range(3))
+    assert sequence((9.0, cond), (9.0, uncond), (8.0, cond), (8.0, uncond)) == [
+        ("0", True), ("1", False), ("0", True), ("1", False),
+    ]  # fmt: skip
+    heun = sequence((9.0, cond), (8.0, cond), (8.0, cond), (7.0, cond))
+    assert heun == [("0", True)] * 4
+    assert [name for name, _ in sequence((9.0, cond), (9.0, uncond), (9.0, third), (8.0, cond))] == ["0", "1", "2", "0"]
+    shorter = seeded(1, 3, 8, seed=4)
+    assert sequence((9.0, cond), (9.0, shorter), (8.0, cond)) == [("0", True), ("1", False), ("0", True)]
+
+
+def test_a_stream_that_was_away_starts_anew():
+    streams, text = Streams(), {"text": seeded(1, 4, 8, seed=0)}
+    for t in (9.0, 8.0, 7.0, 6.0):
+        streams.of_call("cond", torch.tensor([t]), text)
+        if t != 7.0:
+            streams.of_call("uncond", torch.tensor([t]), text)
+    assert streams.breaks("cond") == 0 and streams.breaks("uncond") == 1
+
+
+@pytest.mark.parametrize(("rows", "conds"), [([0, 0], 2), ([0, 1], 1), ([0, 1, 0, 1], 2), ([0, 0, 0], 3), ([0], 1)])
+def test_conds_in_one_batch(rows, conds):
+    latents = [seeded(1, 2, 3, seed=10 + i) for i in range(2)]
+    assert conds_in((torch.cat([latents[i] for i in rows]),)) == conds
+
+
+def test_mochi_s_timestep_rises_and_yet_it_is_one_run():
+    from support.diffusers_transformers import mochi
+
+    transformer = mochi()
+    handle = apply_foresight(transformer.model, ForecastConfig(threshold=2.0), steps=STEPS)
+    guided_loop(transformer)
+    handle.remove()
+    assert len(handle.stats.evaluations) == STEPS
+    assert handle.stats.evaluations[0].level == 1000 and handle.stats.reused
+
+
+def test_a_loop_of_wan_without_a_context_is_the_one_with():
+    """The same run, said by contexts and not said."""
+    model = wan().model
+    texts = {"cond": seeded(1, 6, 16, seed=1), "uncond": seeded(1, 6, 16, seed=2)}
+    results = []
+    for contexts in (True, False):
+        handle = apply_foresight(model, ForecastConfig(threshold=2.0), steps=30)
+        x = seeded(1, 4, 3, 8, 8, seed=5)
+        with torch.no_grad():
+            for i in range(30):
+                outs = []
+                for name, text in texts.items():
+                    given = arguments("wan", x, 1000 * (1 - i / 30), text)
+                    if contexts:
+                        with model.cache_context(name):
+                            outs.append(model(**given)[0])
+                    else:
+                        outs.append(model(**given)[0])
+                x = x - (outs[1] + 4 * (outs[0] - outs[1])) / 30
+        results.append((x, [e.kind for e in handle.stats.evaluations]))
+        handle.remove()
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    assert "reuse" in results[0][1]

@@ -1,0 +1,95 @@
+"""A threshold means the same in both hosts: the bundled model, the same noise levels, guidance, two samplers."""
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+pytest.importorskip("diffusers", reason="diffusers is not installed here")
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import diffusers
+
+from foresight import ForecastConfig
+from foresight.hosts import comfyui
+from foresight.hosts import diffusers as adapter
+from models.demo import codec, model
+from models.demo.comfy import build
+from models.demo.pipeline import CFG, SHAPE, _locate
+from models.demo.prompt import embed
+
+STEPS = 30
+PROMPT = "a red ball moving right"
+NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+SCHEDULERS = {
+    "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT),
+    "uni_pc": lambda: diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=model.SHIFT
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def patcher():
+    return comfy.model_patcher.ModelPatcher(build(), torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    net = model.load_diffusers()
+    net.register_forward_pre_hook(_locate, with_kwargs=True)
+    return net
+
+
+def in_comfyui(patcher, sampler):
+    scheduler = SCHEDULERS[sampler]()
+    scheduler.set_timesteps(STEPS)
+    conds = [[[embed([text]), {}]] for text in (PROMPT, "")]
+    with torch.inference_mode():
+        latent = comfy.sample.sample_custom(
+            patcher, NOISE, CFG, comfy.samplers.sampler_object(sampler), scheduler.sigmas.float().clone(), *conds,
+            torch.zeros(SHAPE), disable_pbar=True, seed=0,
+        )  # fmt: skip
+    return codec.decode(latent.float())
+
+
+def in_diffusers(transformer, sampler, cls=diffusers.WanPipeline, **more):
+    pipe = cls(tokenizer=None, text_encoder=None, vae=None, scheduler=SCHEDULERS[sampler](), transformer=transformer)
+    pipe.set_progress_bar_config(disable=True)
+    latent = pipe(
+        prompt_embeds=embed([PROMPT]), negative_prompt_embeds=embed([""]), guidance_scale=CFG, latents=NOISE.clone(),
+        num_inference_steps=STEPS, output_type="latent", height=128, width=128, **more,
+    ).frames  # fmt: skip
+    return codec.decode(latent)
+
+
+def psnr(a, b):
+    return float(-10 * (a - b).square().mean().log10())
+
+
+def left_out(stats):
+    return sum(e.kind == "reuse" for e in stats.evaluations)
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_both_hosts_leave_out_as_much_and_lose_as_little(patcher, transformer, runs, sampler):
+    plain = in_comfyui(patcher, sampler), in_diffusers(transformer, sampler, num_frames=29)
+    for threshold in (0.5, 1.0):
+        config = ForecastConfig(threshold=threshold)
+        one = psnr(in_comfyui(comfyui.apply_foresight(patcher, config), sampler), plain[0])
+        handle = adapter.apply_foresight(transformer, config)
+        other = psnr(in_diffusers(transformer, sampler, num_frames=29), plain[1])
+        handle.remove()
+        assert abs(one - other) < 2, (threshold, one, other)
+        assert abs(left_out(runs[-1]) - left_out(handle.stats)) <= 1 and left_out(handle.stats)
+
+
+def test_a_pipeline_without_contexts_loses_no_more(transformer):
+    """Video to video says nothing of its conds, its steps or its levels, but for the timestep."""
+    more = {"cls": diffusers.WanVideoToVideoPipeline, "strength": 1.0}
+    plain = in_diffusers(transformer, "euler", **more)
+    handle = adapter.apply_foresight(transformer, ForecastConfig())
+    ours = in_diffusers(transformer, "euler", **more)
+    handle.remove()
+    assert psnr(ours, plain) > 45 and left_out(handle.stats) >= 15 and len(handle.stats.evaluations) == STEPS
