@@ -86,7 +86,7 @@ class Budget:
 
 
 def _fits(size: int, limit: int | None) -> bool:
-    return limit is None or size <= limit
+    return limit is None or size == 0 or size <= limit  # what is free may be less than nothing
 
 
 def _limit(limit: int | None) -> str:

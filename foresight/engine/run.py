@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from .budget import Budget, Offload
-from .compiler import keep_out_of_graphs
+from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .schedule import Phase, Schedule
@@ -148,6 +148,7 @@ class Run:
         if self.kind != "warmup":
             self.stats.evaluations[-1].note_ratio(self._decision.ratio)
 
+    @outside_graphs()
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int = 0) -> BlockCall | None:
         """Begin one call of the model; None when its blocks are not to be touched, and all of them count as computed.
 
@@ -162,6 +163,7 @@ class Run:
                 self.stats.evaluations[-1].count_all(blocks, len(keys))
             return call
 
+    @outside_graphs()
     def end_call(self, call: BlockCall) -> bool:
         """End a call; False when its result is unusable, so that the model has to be called once more."""
         with self.lock:

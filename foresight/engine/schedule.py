@@ -18,6 +18,7 @@ class Place:
     """Where an evaluation stands in its run.
 
     Attributes:
+        evaluation: Its number in the run, from 0.
         phase: "warmup", or where the level lies against start_percent..end_percent.
         since_warmup: Evaluations since warmup ended; None while it lasts.
         level: The noise level; None where the host gives none.
@@ -29,6 +30,7 @@ class Place:
         ends_noisy: The run ends before the noise is gone; another one goes on from there.
     """
 
+    evaluation: int
     phase: Phase
     since_warmup: int | None
     level: float | None
@@ -95,7 +97,7 @@ class Schedule:
         phase = "warmup" if since is None else self._part(level)
         known = self._levels is not None and level is not None
         where = self._scheduled(level) if known else self._unscheduled(level)
-        return Place(phase, since, level, *where, ends_noisy=known and self._levels[-1] > 0)
+        return Place(self._evaluation, phase, since, level, *where, ends_noisy=known and self._levels[-1] > 0)
 
     @property
     def rises(self) -> bool:
