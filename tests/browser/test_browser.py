@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
 
-from support.frontend import RENDERERS, STEPS, Page
 from tools import hosts
+from tools.frontend import RENDERERS, STEPS, Page
 
 WORKFLOWS = sorted((hosts.ROOT / "workflows").glob("*.json"))
 
