@@ -72,6 +72,7 @@ class Page:
     def __init__(self, browser, server, renderer: str, light: bool = False):
         settings = {
             "Comfy.TutorialCompleted": True,  # else the template browser covers the graph
+            "Comfy.Minimap.Visible": False,  # else it covers a corner
             "Comfy.Locale": "en",
             "Comfy.VueNodes.Enabled": RENDERERS[renderer],
             "Comfy.ColorPalette": "light" if light else "dark",
