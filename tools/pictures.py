@@ -114,7 +114,7 @@ def live_map(browser, server) -> None:
         page.run(REPLAY, index)
         frames.append(shot(page, 0.75, 6, "ForesightApply"))
     page.page.close()
-    palette = frames[-1].quantize(256)  # the same for all, so that only what changes is stored
+    palette = frames[-1].quantize(256, Image.Quantize.MAXCOVERAGE)  # one for all: only what changes is stored
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [160] * (len(frames) - 1) + [2600]
     path = hosts.ROOT / "docs" / "live_map.gif"
