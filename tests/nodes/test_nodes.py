@@ -76,9 +76,8 @@ def test_one_model_in_one_model_out():
 
 
 def execute(model, **settings):
-
     class Hidden:
-        unique_id, extra_pnginfo = "7", {"workflow": {"id": "w"}}
+        unique_id, dynprompt = "7", None
 
     class Node(ForesightApply):
         hidden = Hidden
