@@ -37,11 +37,18 @@ class Watcher:
         self.about = {
             "run": next(_numbers),
             "node_id": node_id,
-            "workflow_id": _workflow_of(self._running.prompt_id),
+            "workflow_id": self._workflow(),
             "prompt_id": self._running.prompt_id,
             "sampler_id": self._running.node_id,
         }
         self._sent, self._last, self._listed, self._done = 0, -math.inf, False, False
+
+    def _workflow(self) -> str | None:
+        try:
+            return _workflow_of(self._running.prompt_id)
+        except Exception:
+            log.warning("Foresight could not find out which workflow it runs in", exc_info=True)
+            return None
 
     def update(self) -> None:
         """An evaluation has begun, so that the row of the one before is complete."""
