@@ -24,7 +24,7 @@ class Place:
         level: The noise level; None where the host gives none.
         position: u, in steps of the schedule from its beginning.
         noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
-        share: How much of that share the step takes away.
+        share: Share of noise that this step removes.
         a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
         b: See `a`.
         ends_noisy: The run ends before the noise is gone; another one goes on from there.
@@ -48,7 +48,7 @@ class Place:
 
 
 class Schedule:
-    """A run's noise levels, as far as the host tells them, and the parts of a run: warmup, the user's range, the rest.
+    """The noise levels of a run, if the host gives them, and its phases: warmup, the user's range, the rest.
 
     Args:
         config: Says how long warmup is, and the range of percents.

@@ -148,7 +148,7 @@ class Call:
             return None
 
     def _begin(self, index: int, inputs: Tensors) -> None:
-        """On seeing the first block's input, find out what this call does."""
+        """Ask for the plan when the first block's input is known."""
         count, dim = len(self._keys), self._batch_dim
         if any(x.shape[dim] % count for x in inputs):
             return self._stop(f"a batch of {inputs[0].shape[dim]} does not divide among {count} conds")
@@ -171,7 +171,7 @@ class Call:
         return self._base if self._base is None or join is None else join(self._base)
 
     def _hand_over(self, index: int, join: Callable[[Tensors], Tensors] | None) -> Tensors:
-        """What the slot holds of block l*, for all rows, as fresh tensors: C_l*, or x_0 + (C_l* - x_0 of then)."""
+        """The slot's hidden state of block l*, as fresh tensors; residual: the new input plus the stored change."""
         group, base = self._plan.group, self._base_at(join)
         stored = group.slot.read(group.layouts[index])
         return stored if base is None else tuple(x.add_(b) for x, b in zip(stored, base, strict=True))

@@ -1,4 +1,4 @@
-"""What is kept of the conds: how much their blocks changed, and the tensors of those that share a call of the model."""
+"""Streams remember how much their blocks changed; a group holds the tensors of streams that share a call."""
 
 import math
 from collections.abc import Sequence

@@ -106,7 +106,8 @@ class SamplerRun:
         need = memory.planned_bytes(self._run, model, family, len(stack), shape, conds, self._cfg)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
         if not self._run.stats.inactive:
-            held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
+            held = f"about {format_bytes(need)} will be held"
+            held = held if need else "the memory held is known after the first evaluation"
             log.info("Foresight: at most %d of %d steps can be reused, %s", self._run.most_reuse, self._steps, held)
         if need and usual:
             model.memory_usage_factor = found * (usual + need) / usual

@@ -42,8 +42,7 @@ log = logging.getLogger(__name__)
 class ForesightHook(ModelHook):
     """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    A run that never got there (a hand-written loop) ends when the timestep rises again, one that was interrupted where
-    it was interrupted.
+    Without a reset (a hand-written loop) a run ends when the timestep rises again. An interrupted run ends at once.
     """
 
     _is_stateful = True
