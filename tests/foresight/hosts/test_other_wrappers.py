@@ -14,9 +14,9 @@ from foresight.hosts.comfyui import apply_foresight, timer
 from support.comfy_models import sample
 
 WrappersMP = comfy.patcher_extension.WrappersMP
-CALLED_MODEL = pytest.mark.xfail(reason="run.py names PREPARE_SAMPLING's first argument otherwise than core: model")
-KINDS = ["OUTER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH", "APPLY_MODEL", "DIFFUSION_MODEL"]
-KINDS.append(pytest.param("PREPARE_SAMPLING", marks=CALLED_MODEL))
+KINDS = [
+    *("OUTER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH", "APPLY_MODEL", "DIFFUSION_MODEL", "PREPARE_SAMPLING"),
+]
 
 
 def by_name(executor, *args, **kwargs):
