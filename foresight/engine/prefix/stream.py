@@ -125,9 +125,7 @@ class Group:
     def rows(self, hidden_states: Tensors, row: int) -> Tensors:
         """The rows of one stream of a whole call's tensors, as views."""
         sizes = [x.shape[self.batch_dim] // len(self.streams) for x in hidden_states]
-        return tuple(
-            x.narrow(self.batch_dim, row * size, size) for x, size in zip(hidden_states, sizes, strict=True)
-        )
+        return tuple(x.narrow(self.batch_dim, row * size, size) for x, size in zip(hidden_states, sizes, strict=True))
 
     def regroup(self, depth: int) -> None:
         """Take over what the streams have in their old groups: samples, and the slot where it holds block `depth`."""

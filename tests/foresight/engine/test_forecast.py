@@ -221,9 +221,7 @@ def test_a_run_that_is_too_short_says_so():
 
 def test_it_can_wait_elsewhere():
     run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(torch.device("cpu")))
-    assert drive(run, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(
-        2 + 1 / 1.125
-    )
+    assert drive(run, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(2 + 1 / 1.125)
 
 
 def test_outputs_over_the_budget_wait_in_ram_or_are_not_kept():

@@ -96,8 +96,9 @@ def runs_of_every_kind(model, config):
     yield "padded, begun in the middle", sampled(model, config, euler_at(down[8:]), padded(down))
     yield "levels of its own", sampled(model, config, euler_at(torch.linspace(0.97, 0.0, 17)), down)
     yield "two latents, named", sampled(model, config, sampler_of(two_latents), down)
-    yield "two latents, not named", sampled(
-        model, config, sampler_of(lambda *args, **kwargs: two_latents(*args, **kwargs, named=False)), down
+    yield (
+        "two latents, not named",
+        sampled(model, config, sampler_of(lambda *args, **kwargs: two_latents(*args, **kwargs, named=False)), down),
     )
     yield "standing still", sampled(model, config, comfy.samplers.sampler_object("euler"), down.new_full((9,), 0.9))
 
