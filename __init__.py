@@ -1,4 +1,4 @@
-"""ComfyUI-Foresight: adaptive block reuse for video diffusion transformers (Foresight, arXiv 2506.00329)."""
+"""ComfyUI-Foresight: video diffusion transformers compute only what cannot be foreseen (see arXiv 2506.00329)."""
 
 import logging
 
@@ -14,7 +14,8 @@ def _say_if_too_old() -> None:
         return
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_COMFYUI:
         needed = ".".join(map(str, OLDEST_COMFYUI))
-        logging.warning("ComfyUI-Foresight needs ComfyUI %s or newer, this is %s: update ComfyUI", needed, version)
+        log = logging.getLogger(__name__)
+        log.warning("ComfyUI-Foresight needs ComfyUI %s or newer, this is %s: update ComfyUI", needed, version)
 
 
 _say_if_too_old()

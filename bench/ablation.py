@@ -56,10 +56,11 @@ class FixedInterval(Forecast):
 
     def must_compute(self, place, ratio) -> bool:
         interval = 2 + THRESHOLDS.index(self.config.threshold)
-        return self._is_last(place) or place.position - self._now.u_n >= interval - 1e-3
+        unknown = self._now.rate is None
+        return unknown or self._is_last(place) or place.position - self._now.u_n >= interval - 1e-3
 
     def settle(self, values, evaluation) -> None:
-        super().settle([0.0] * len(values), evaluation)
+        super().settle([1e-6] * len(values), evaluation)
 
 
 class EarlyWeighsNoMore(Forecast):

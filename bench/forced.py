@@ -70,10 +70,10 @@ def forced_forecast(computed: Sequence[bool]) -> Config:
         """Computes what it is told to."""
 
         def must_compute(self, place: Place, ratio: float) -> bool:
-            return computed[min(round(place.position), len(computed) - 1)]
+            return self._now.rate is None or computed[min(round(place.position), len(computed) - 1)]
 
         def settle(self, values, evaluation) -> None:
-            super().settle([0.0] * len(values), evaluation)  # random weights jump all the time
+            super().settle([1e-6] * len(values), evaluation)  # random weights jump all the time
 
     return settings_of(ForcedForecast, ForecastConfig)(threshold=1.0)
 

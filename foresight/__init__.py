@@ -1,7 +1,7 @@
 """Foresight: faster sampling of diffusion transformers without retraining.
 
-`foresight.hosts.diffusers` and `foresight.hosts.comfyui` have `apply_foresight`; its settings are of the type of one
-method.
+Each host, `foresight.hosts.diffusers` and `foresight.hosts.comfyui`, has an `apply_foresight`. It takes a
+`ForecastConfig` or a `PaperConfig`; the type chooses the method.
 """
 
 from .engine import Config, ForecastConfig, PaperConfig, RunStats

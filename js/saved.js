@@ -32,6 +32,7 @@ export function readOlderFiles(nodeType) {
     const values = inTodaysOrder(info?.widgets_values);
     if (values === info?.widgets_values) return configure.call(this, info);
     sayOnce();
-    return configure.call(this, { ...info, widgets_values: values });
+    const { widgets_values_named: _, ...rest } = info; // by name it says what it said then
+    return configure.call(this, { ...rest, widgets_values: values });
   };
 }

@@ -13,7 +13,7 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from . import cogvideox
+from . import cogvideox, lora_names
 from .latte import LatteConfig
 from .open_sora_config import OpenSoraConfig
 from .video_vae import VideoVAE, latte_vae, open_sora_vae
@@ -144,10 +144,13 @@ def load_cogvideox(path: str, model_options: dict | None = None, disable_dynamic
     """CogVideoX as a ModelPatcher that KSampler can sample, from a file in diffusers' layout; rest as `load_latte`."""
     state_dict, metadata = _read(path)
     _check(state_dict, COGVIDEOX, path)
-    state_dict = {cogvideox.core_key(key): value for key, value in state_dict.items()}
+    published = {cogvideox.core_key(key): key for key in state_dict}
+    state_dict = {key: state_dict[name] for key, name in published.items()}
     rotary = json.loads(metadata.get("config", "{}")).get("use_rotary_positional_embeddings")
     config = cogvideox.config_of(state_dict, None if rotary is None else not rotary)
-    return _patcher(load_cogvideox, path, state_dict, config, model_options, disable_dynamic, cogvideox.build)
+    return _patcher(
+        load_cogvideox, path, state_dict, config, model_options, disable_dynamic, cogvideox.build, published
+    )
 
 
 def _read(path: str) -> tuple[State, dict]:
@@ -179,8 +182,12 @@ def _patcher(
     options: dict | None,
     disable_dynamic: bool,
     build: Callable[[comfy.supported_models_base.BASE], comfy.model_base.BaseModel] | None = None,
+    published: dict[str, str] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """What core does after it has recognized a model; `again` is the loader, for core to call another time."""
+    """What core does after it has recognized a model; `again` is the loader, for core to call another time.
+
+    `published` has the names of the file for those of `state_dict`, where they differ; LoRA files use them.
+    """
     management, options = comfy.model_management, options or {}
     load_device = options.get("load_device", management.get_torch_device())
     offload_device = options.get("offload_device", management.unet_offload_device())
@@ -198,6 +205,7 @@ def _patcher(
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
+    lora_names.tell(model, published or {key: key for key in state_dict})
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (again, (path, options))  # core loads it again for a second GPU
     return patcher

@@ -58,7 +58,7 @@ class ForesightApply(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with Foresight in its sampler runs.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -73,6 +73,6 @@ class ForesightApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, method: str = next(iter(METHODS)), **settings) -> io.NodeOutput:
-        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow") or {}
-        config = METHODS[method](**settings)
-        return io.NodeOutput(apply_foresight(model, config, cls.hidden.unique_id, workflow.get("id")))
+        node_id, nodes = cls.hidden.unique_id, cls.hidden.dynprompt
+        shown_id = nodes.get_display_node_id(node_id) if nodes else node_id
+        return io.NodeOutput(apply_foresight(model, METHODS[method](**settings), node_id, shown_id))

@@ -1,12 +1,13 @@
-"""What several rooms of the nodes share: categories, inputs, loading, empty latents, texts, and plots as images."""
+"""What several rooms of the nodes share: categories, inputs, loading, empty latents, texts, and what a node shows."""
 
 from collections.abc import Callable
 
 import comfy.model_management
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..foresight.hosts.comfyui.prompts import Present, executing
 from ..models.common import without_padding
 
 CATEGORY = "model/patch/foresight"
@@ -29,9 +30,20 @@ def image_of(pixels) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).float().div(255)[None]
 
 
-def samplers_of(hidden) -> set[str] | None:
-    """Ids of the prompt's nodes, so that figures leave out samplers that were deleted; None where they are unknown."""
-    return set(hidden.prompt) if hidden.prompt else None
+def present_in(hidden) -> Present:
+    """The prompt that a node with the hidden input DYNPROMPT is executed in."""
+    return Present(hidden.dynprompt, executing().prompt_id)
+
+
+def shown(image: torch.Tensor, text: str, cls: type[io.ComfyNode]) -> dict:
+    """What a node shows: a picture, which is written to the temporary folder, and a text, which says if that failed.
+
+    The node comes after sampling; an error of it would end the prompt before the video is saved.
+    """
+    try:
+        return {**ui.PreviewImage(image, cls=cls).as_dict(), "text": [text]}
+    except OSError as error:  # the disk is full, say
+        return {"text": [f"{text}\n\nthe picture is not shown: {error}"]}
 
 
 def size_input(name: str, default: int, low: int, high: int, step: int, tooltip: str) -> io.Int.Input:

@@ -1,10 +1,10 @@
 """Quality of an accelerated video against the plain one."""
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..foresight.report import plot, quality
-from .common import CATEGORY, image_of
+from .common import CATEGORY, image_of, shown
 
 
 class ForesightCompare(io.ComfyNode):
@@ -42,8 +42,8 @@ class ForesightCompare(io.ComfyNode):
                     tooltip="Frame of the lowest PSNR: plain, accelerated, difference.",
                 ),
                 io.Image.Output("plot", tooltip="PSNR and SSIM over the frames."),
-                io.Float.Output("psnr", display_name="PSNR", tooltip="dB, of the whole video; inf when equal."),
-                io.Float.Output("ssim", display_name="SSIM", tooltip="Mean over the frames; 1 when equal."),
+                io.Float.Output("psnr", display_name="PSNR", tooltip="Whole video, dB; inf: equal, 0: not compared."),
+                io.Float.Output("ssim", display_name="SSIM", tooltip="Mean of the frames; 1: equal, 0: not compared."),
                 io.String.Output("text", tooltip="The figures."),
             ],
         )
@@ -51,7 +51,11 @@ class ForesightCompare(io.ComfyNode):
     @classmethod
     def execute(cls, plain, accelerated, difference_gain: float) -> io.NodeOutput:
         a, b = (frames[..., :3].cpu() for frames in (plain, accelerated))
-        psnr, ssim = quality.psnr(a, b), quality.ssim(a, b)
+        try:
+            psnr, ssim = quality.psnr(a, b), quality.ssim(a, b)
+        except ValueError as error:  # told, not raised: that would end the prompt before both videos are saved
+            note = image_of(plot.note(f"not compared: {error}"))
+            return io.NodeOutput(note, note, note, note, 0.0, 0.0, str(error), ui=shown(note, str(error), cls))
         difference = ((b - a) * difference_gain / 2 + 0.5).clamp(0, 1)
         worst = int(psnr.argmin())
         whole = quality.mean_psnr(a, b)
@@ -74,5 +78,5 @@ class ForesightCompare(io.ComfyNode):
             whole,
             float(ssim.mean()),
             text,
-            ui={**ui.PreviewImage(chart, cls=cls).as_dict(), "text": [text]},
+            ui=shown(chart, text, cls),
         )

@@ -1,11 +1,9 @@
 """The bundled demo model as nodes, so that a workflow runs anywhere without a download."""
 
-import comfy.model_management
-import comfy.model_patcher
 from comfy_api.latest import io
 
 from ..models.demo import codec, prompt
-from ..models.demo.comfy import DemoVAE, build
+from ..models.demo.comfy import DemoVAE, load
 from ..models.demo.model import FRAMES, HEIGHT, WIDTH
 from .common import DEMO_CATEGORY, empty_latent, size_input
 
@@ -29,12 +27,7 @@ class ForesightDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        patcher = comfy.model_patcher.CoreModelPatcher(
-            build(),
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
-        return io.NodeOutput(patcher, DemoVAE())
+        return io.NodeOutput(load(), DemoVAE())
 
 
 class ForesightDemoPrompt(io.ComfyNode):

@@ -1,17 +1,20 @@
 """What Foresight did, as outputs: a plot, a table, figures, and a JSON file."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..foresight.hosts.comfyui import runs_on
+from ..foresight.hosts.comfyui.prompts import Present
 from ..foresight.report import figures, plot
-from .common import CATEGORY, image_of, samplers_of
+from .common import CATEGORY, image_of, present_in, shown
 
 _NOTHING = (
-    "Foresight did not run on this model: it is bypassed, off (threshold 0 or reuse_interval 1), or on another line."
+    "Foresight did not run on this model: it is bypassed, off (threshold 0 or reuse_interval 1), or on another line;\n"
+    "or ComfyUI had the sampler's result in its cache, and another seed shows a run."
 )
 
 _OUTPUTS = [  # saved workflows store links by position: only ever append
@@ -53,24 +56,19 @@ class ForesightReport(io.ComfyNode):
                 kind.Output(name, display_name=display_name, tooltip=tooltip)
                 for kind, name, display_name, tooltip in _OUTPUTS
             ],
-            hidden=[io.Hidden.prompt],
+            hidden=[io.Hidden.dynprompt],
         )
 
     @classmethod
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
-        runs = runs_on(model, samplers_of(cls.hidden))
-        named = {f"sampler {run['sampler_id'] or n}, run {n}": run for n, run in enumerate(runs, 1)}
-        if len(runs) == 1:
-            named = {"run": runs[0]}
-        shown = {name: run for name, run in named.items() if run["total"]}
-        if shown:
-            map_image, text = image_of(plot.block_map(shown, "Foresight: reused blocks")), figures.table(named)
-        else:
-            text = figures.table(named) if runs else _NOTHING
-            map_image = image_of(plot.note(text))
+        present = present_in(cls.hidden)
+        runs = runs_on(model, present)
+        named = named_runs(runs, present)
+        plotted = {name: run for name, run in named.items() if run["total"]}
+        text = figures.table(named) if runs else _NOTHING
+        map_image = image_of(plot.block_map(plotted, "Foresight: reused blocks") if plotted else plot.note(text))
         sums = figures.totals(runs)
-        saved = write(figures.report_file(runs), filename_prefix) if filename_prefix and runs else None
-        message = text if saved is None else f"{text}\n\nsaved as {saved}"
+        message = f"{text}\n\n{write(figures.report_file(runs), filename_prefix)}" if filename_prefix and runs else text
         return io.NodeOutput(
             latent,
             map_image,
@@ -80,14 +78,30 @@ class ForesightReport(io.ComfyNode):
             sums["seconds_full"],
             sums["seconds_reuse"],
             sums["peak_bytes"] / 2**30,
-            ui={**ui.PreviewImage(map_image, cls=cls).as_dict(), "text": [message]},
+            ui=shown(map_image, message, cls),
         )
 
 
+def named_runs(runs: list[dict], present: Present) -> dict[str, dict]:
+    """Runs by what they are called in the table; those that the cache spared the present prompt say so."""
+    named = {}
+    for n, run in enumerate(runs, 1):
+        name = "run" if len(runs) == 1 else f"sampler {run['sampler_id'] or n}, run {n}"
+        named[f"{name} (earlier prompt)" if present.earlier(run["prompt_id"]) else name] = run
+    return named
+
+
 def write(report: dict, prefix: str) -> str:
-    """Save a report under the next free number; its path in the output folder."""
-    root = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
-    path = Path(folder) / f"{name}_{counter:05}_.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return (Path(subfolder) / path.name).as_posix()
+    """Save a report under the next free number, and say where, or why not: an error would end a finished prompt."""
+    path, text = None, json.dumps(report, indent=1) + "\n"
+    try:
+        root = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+        path = Path(folder) / f"{name}_{counter:05}_.json"
+        path.write_text(text)
+    except Exception as error:  # the disk is full, say, or the prefix leads out of the folder
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                path.unlink()  # half a report
+        return f"the report was not saved, the latent is passed on: {error}"
+    return f"saved as {(Path(subfolder) / path.name).as_posix()}"

@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..foresight.hosts.comfyui.prompts import Present
 from ..foresight.hosts.comfyui.timer import apply_timer, seconds_on
-from .common import CATEGORY, samplers_of
+from .common import CATEGORY, present_in
 
 
 class ForesightTimer(io.ComfyNode):
@@ -19,11 +20,12 @@ class ForesightTimer(io.ComfyNode):
             is_experimental=True,
             inputs=[io.Model.Input("model", tooltip="Any model; with Foresight, after it.")],
             outputs=[io.Model.Output(tooltip="The same model, timed.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        return io.NodeOutput(apply_timer(model))
+        return io.NodeOutput(apply_timer(model, cls.hidden.unique_id))
 
 
 class ForesightSpeedup(io.ComfyNode):
@@ -49,20 +51,39 @@ class ForesightSpeedup(io.ComfyNode):
             outputs=[
                 io.Latent.Output("plain", tooltip="The plain latent, unchanged."),
                 io.Latent.Output("foresight", tooltip="The other latent, unchanged."),
-                io.String.Output("text", tooltip="Both times and the speed-up in one line."),
-                io.Float.Output("speedup", display_name="measured speed-up", tooltip="Plain seconds over Foresight's."),
+                io.String.Output("text", tooltip="Both times and the speed-up, or why there is none."),
+                io.Float.Output(
+                    "speedup",
+                    display_name="measured speed-up",
+                    tooltip="Plain seconds over Foresight's; 0 = not measured.",
+                ),
             ],
-            hidden=[io.Hidden.prompt],
+            hidden=[io.Hidden.dynprompt],
         )
 
     @classmethod
     def execute(cls, plain_model, plain_latent, foresight_model, foresight_latent) -> io.NodeOutput:
-        samplers = samplers_of(cls.hidden)
-        plain, fast = (sum(seconds_on(model, samplers)) for model in (plain_model, foresight_model))
-        if not plain or not fast:
-            raise ValueError(
-                f"the {'plain' if not plain else 'other'} model has not been sampled since it was timed: connect the "
-                "sampler to the Foresight Timer's MODEL, and its LATENT to this node"
-            )
-        text = f"plain {plain:.2f} s, Foresight {fast:.2f} s: {plain / fast:.2f}x measured"
-        return io.NodeOutput(plain_latent, foresight_latent, text, plain / fast, ui={"text": [text]})
+        present, times, texts = present_in(cls.hidden), [], []
+        for name, model in (("plain", plain_model), ("Foresight", foresight_model)):
+            seconds, text = measured(name, model, present)
+            times.append(seconds)
+            texts.append(text)
+        speedup = times[0] / times[1] if all(times) else 0.0
+        text = f"{', '.join(texts)}: {speedup:.2f}x measured" if speedup else "\n".join(("no speed-up:", *texts))
+        return io.NodeOutput(plain_latent, foresight_latent, text, speedup, ui={"text": [text]})
+
+
+def measured(name: str, model, present: Present) -> tuple[float, str]:
+    """Seconds of a line, 0 where none were measured, and what there is to say; an error would end a finished prompt."""
+    try:
+        runs = seconds_on(model, present)
+    except ValueError as error:  # no timer on it
+        return 0.0, f"{name}: {error}"
+    if not runs:
+        return 0.0, (
+            f"{name}: not sampled since it was timed. Connect the sampler to the Foresight Timer's MODEL; if it is, "
+            "ComfyUI had its result in the cache, and another seed gives a time"
+        )
+    seconds, earlier = sum(seconds for _, seconds in runs), [present.earlier(sampler.prompt_id) for sampler, _ in runs]
+    when = f" ({'' if all(earlier) else 'partly '}of an earlier prompt)" if any(earlier) else ""
+    return seconds, f"{name} {seconds:.2f} s{when}"

@@ -51,7 +51,9 @@ def test_comfyui_loads_every_file_once_under_its_own_name_for_the_pack():
     pytest.importorskip("comfy", reason="ComfyUI is not installed here")
     import os
 
-    code = FIND + f"""
+    code = (
+        FIND
+        + f"""
 import asyncio
 sys.argv = sys.argv[:1] + ["--cpu"]
 import comfy.options
@@ -64,6 +66,7 @@ loaded = [n for n, m in sys.modules.items() if (getattr(m, "__file__", None) or 
 assert len(loaded) > 30 and "foresight" not in sys.modules, loaded
 assert not twice({str(ROOT)!r}), twice({str(ROOT)!r})
 """
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=os.environ["COMFYUI_PATH"], capture_output=True, text=True
     )

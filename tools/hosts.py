@@ -113,9 +113,9 @@ class ComfyUI:
         with urllib.request.urlopen(self.url + route, timeout=30) as response:
             return response.read()
 
-    def run(self, prompt: dict) -> dict:
-        """Queue an API prompt and wait for it: its entry of the history."""
-        body = json.dumps({"prompt": prompt}).encode()
+    def run(self, prompt: dict, extra: dict | None = None) -> dict:
+        """Queue an API prompt, with `extra` beside it, and wait for it: its entry of the history."""
+        body = json.dumps({"prompt": prompt, "extra_data": extra or {}}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:

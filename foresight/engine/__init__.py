@@ -1,4 +1,4 @@
-"""The engine: what is left out of a run and what is kept for that. Torch and the standard library only.
+"""The engine decides what a run leaves out, and keeps what that needs. Torch and the standard library only.
 
 A `Run` is one sampler run. What it leaves out a policy decides, one for each method: `forecast` and `prefix` (the
 paper's, arXiv 2506.00329).

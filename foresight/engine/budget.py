@@ -39,7 +39,7 @@ class Offload:
             on_device.record_stream(stream)  # its memory may be freed before the copy is over
 
     def wait(self, device: torch.device) -> None:
-        """Let the device do what comes next after the copies that were begun; the processor does not wait."""
+        """Make the device finish the copies begun so far before later work; the processor does not wait."""
         stream = self.copy_stream and self.copy_stream(device)
         if stream is not None:
             getattr(torch, device.type).current_stream(device).wait_stream(stream)
@@ -70,7 +70,7 @@ class Budget:
     ram: int | None = None
 
     def place(self, need: Need, offload: Offload) -> str | None:
-        """Choose where stored tensors wait, so that they fit; why they do not fit anywhere, or None."""
+        """Choose where stored tensors wait. Returns None, or the reason why they fit nowhere."""
         if offload.device is None and _fits(need.on_device, self.device):
             return None
         elsewhere = offload.device or offload.fallback
@@ -86,7 +86,7 @@ class Budget:
 
 
 def _fits(size: int, limit: int | None) -> bool:
-    return limit is None or size <= limit
+    return limit is None or size == 0 or size <= limit  # what is free may be less than nothing
 
 
 def _limit(limit: int | None) -> str:

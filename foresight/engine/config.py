@@ -68,10 +68,7 @@ class Config:
 
     @classmethod
     def limits(cls, name: str) -> dict:
-        """Default and limits of one setting, as keyword arguments for a widget.
-
-        Default and either min, max, step or options.
-        """
+        """The default and limits of one setting: `default` with `min`, `max`, `step`, or with `options`."""
         f = next((f for f in dataclasses.fields(cls) if f.name == name), None)
         if f is None:
             raise ValueError(

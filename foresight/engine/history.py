@@ -54,7 +54,7 @@ class History:
         return h / (1 + max(0.0, h) / self.damping)
 
     def forget(self) -> None:
-        """Only the newest computed output has anything to do with what comes."""
+        """Drop the older output: after a jump the slope says nothing."""
         self._computed = self._computed[-1:]
 
     @outside_graphs()

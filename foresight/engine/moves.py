@@ -16,7 +16,7 @@ from .tensors import Tensors
 EULER = 0.02  # a residual up to this share of the step is rounding: the sampler took D' as Euler does
 UNRELATED = 0.1  # a c / b below this: x did not go where D' points
 STANDING = 1e-3  # a b up to this is a second evaluation at the same noise level (Heun)
-NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the way to D'
+NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the last step
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Track:
         self._level: float | None = None
         self._x: Tensors = ()
         self._d: Tensors = ()
+        self._step = 0.0  # b of the last step that was one
         self._own = False  # D' is a stored output, which nobody changes
 
     @property
@@ -75,14 +76,16 @@ class Track:
         if level > self._level * (1 + 1e-4) or not all(map(math.isfinite, sums)):
             return Move(continues=False)
         b, n = 1 - level / self._level if self._level else 0.0, len(sums) // 3
-        moves = [_judge(b, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
+        self._step = b if b > STANDING else self._step
+        near = NEAR * self._step
+        moves = [_judge(b, near, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
         return Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
 
 
-def _judge(b: float, wv: float, vv: float, ww: float) -> Move:
+def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
     residual = max(0.0, ww - 2 * b * wv + b * b * vv)  # |x - (x' + b (D' - x'))|^2
     if b <= STANDING:
-        return Move(continues=ww <= NEAR**2 * vv, euler=ww <= (EULER * STANDING) ** 2 * vv)
+        return Move(continues=ww <= near**2 * vv, euler=ww <= (EULER * STANDING) ** 2 * vv)
     euler = residual <= (EULER * b) ** 2 * vv
     if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first
         return Move(continues=ww == 0, euler=ww == 0)

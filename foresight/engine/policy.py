@@ -1,4 +1,4 @@
-"""What a method has to answer. A method is one file: its settings, a subclass of `Config`, and its `Policy`."""
+"""The interface of a method. A method is one file: its settings, a subclass of `Config`, and its `Policy`."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -95,7 +95,7 @@ class Policy:
         """
 
     def decide(self, place: Place) -> Decision:
-        """Decide about the next evaluation; asked once for each, in order, until the run is inactive.
+        """Decide about the next evaluation. Asked once for each, in order; not if inactive or past end_percent.
 
         Where `place.may_reuse` is false the evaluation is computed, whatever is answered.
         """
@@ -122,10 +122,13 @@ class Policy:
         return []
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
-        """Take back the numbers of `measured`, in its order, and fill in the record of the evaluation."""
+        """Take back the numbers of `measured`, in its order, forget its tensors, and fill in the record.
+
+        It may be called without any, and before the first evaluation, when `evaluation` is None.
+        """
 
     def has_measured(self) -> bool:
-        """Whether anything was measured in the run; else its record says that no part was computed twice in a row."""
+        """Whether anything was measured; False makes the record say that no part was computed twice in a row."""
         return True
 
     def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:

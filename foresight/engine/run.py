@@ -156,6 +156,7 @@ class Run:
         if self.kind != "warmup":
             self.stats.evaluations[-1].note_ratio(self._decision.ratio)
 
+    @outside_graphs()
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int = 0) -> BlockCall | None:
         """Begin one call of the model; None when its blocks are not to be touched, and all of them count as computed.
 
@@ -170,6 +171,7 @@ class Run:
                 self.stats.evaluations[-1].count_all(blocks, len(keys))
             return call
 
+    @outside_graphs()
     def end_call(self, call: BlockCall) -> bool:
         """End a call; False when its result is unusable, so that the model has to be called once more."""
         with self.lock:

@@ -1,5 +1,6 @@
 """Where an evaluation stands in its run: noise levels, steps, warmup, and what the sampler makes of an output there."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,20 @@ class Place:
     """Where an evaluation stands in its run.
 
     Attributes:
+        evaluation: Its number in the run, from 0.
         phase: "warmup", or where the level lies against start_percent..end_percent.
         since_warmup: Evaluations since warmup ended; None while it lasts.
         level: The noise level; None where the host gives none.
         position: u, in steps of the schedule from its beginning.
         noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
-        share: How much of that share the step takes away.
+        share: Share of noise that this step removes.
         a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
         b: See `a`.
         ends_noisy: The run ends before the noise is gone; another one goes on from there.
         last: By its level, this is the last evaluation of the run; said only where the host does not tell its levels.
     """
 
+    evaluation: int
     phase: Phase
     since_warmup: int | None
     level: float | None
@@ -49,7 +52,7 @@ class Place:
 
 
 class Schedule:
-    """A run's noise levels, as far as the host tells them, and the parts of a run: warmup, the user's range, the rest.
+    """The noise levels of a run, if the host gives them, and its phases: warmup, the user's range, the rest.
 
     Args:
         config: Says how long warmup is, and the range of percents.
@@ -104,10 +107,11 @@ class Schedule:
         since = None if self._warm_at is None else self._evaluation - self._warm_at
         phase = "warmup" if since is None else self._part(level)
         known = self._levels is not None and level is not None
+        place = functools.partial(Place, self._evaluation, phase, since, level)
         if known:
-            return Place(phase, since, level, *self._scheduled(level), ends_noisy=self._levels[-1] > 0)
+            return place(*self._scheduled(level), ends_noisy=self._levels[-1] > 0)
         *where, last = self._unscheduled(level)
-        return Place(phase, since, level, *where, last=last)
+        return place(*where, last=last)
 
     @property
     def rises(self) -> bool:

@@ -56,7 +56,7 @@ class Evaluation:
             self.count(block, True, n, None)
 
     def note_ratio(self, ratio: float | None) -> None:
-        """What the decision to compute all blocks rests on, see `policy.Decision`."""
+        """Note the ratio of a decision that concerns all blocks, see `policy.Decision`."""
         if ratio is not None and math.isfinite(ratio):
             self.ratio = [ratio] * len(self.computed)
 
@@ -70,8 +70,8 @@ class RunStats:
         steps: Denoising steps, None if the host does not say.
         warmup_steps: W as used.
         peak_bytes: Most memory that the stored features held at once.
-        inactive: Why nothing was reused from some point on, or None.
-        in_ram: Whether hidden states waited in RAM.
+        inactive: Why nothing was left out from some point on, or None.
+        in_ram: Whether stored tensors waited in RAM.
     """
 
     config: Config

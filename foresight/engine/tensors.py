@@ -1,4 +1,4 @@
-"""What the engine calls an output, and how it tells that memory ran out."""
+"""The type of an output, and how running out of memory is recognised."""
 
 import torch
 

@@ -35,7 +35,7 @@ class Section:
         join: Needed when the hidden states have another layout here than at the first block of the stack.
         passed: Names of further keyword arguments that a block returns, unchanged, after its hidden states.
         paired: The one entry of `inputs` is a tuple of hidden states.
-        method: The method of a block that computes its hidden states.
+        method: The method of a block that computes its hidden states (Wan Animate-2: `forward_gen`).
     """
 
     blocks: str
@@ -203,7 +203,8 @@ def run_blocks(
 ):
     """One call of the model, `forward`, whose blocks ask the run first; they stay untouched where it wants nothing.
 
-    Called as `blocks.run_blocks`, so that a compiler can be kept out. Arguments as in `Run.begin_call`.
+    Call it through the module (`blocks.run_blocks`): `keep_out_of_graphs` replaces the module's attribute. Arguments
+    are as in `Run.begin_call`.
     """
     call = run.begin_call(keys, len(stack), batch_dim)
     if call is None:

@@ -2,6 +2,8 @@
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
 import comfy.supported_models
 import torch
 
@@ -53,3 +55,19 @@ def build(unet_config: dict | None = None, state_dict: dict | None = None) -> co
     network = config.get_model({})
     network.diffusion_model.load_state_dict(state_dict or model.load_state_dict())
     return network
+
+
+def load(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The bundled model as a ModelPatcher.
+
+    Args:
+        disable_dynamic: For core: a patcher that loads whole layers.
+    """
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(
+        build(),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    patcher.cached_patcher_init = (load, ())  # core loads it again to train a LoRA, and for a second GPU
+    return patcher

@@ -3,73 +3,34 @@
 FORESIGHT_SCREENSHOTS names a folder for the pictures; without it they go to pytest's temporary one.
 """
 
+import contextlib
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
 
-from support.frontend import RENDERERS, STEPS, Page
-from tools import hosts
-
-WORKFLOWS = sorted((hosts.ROOT / "workflows").glob("*.json"))
-
-
-def chromium() -> str | None:
-    """A Chromium's path: one that is installed, else one that playwright can fetch."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if shutil.which(name):
-            return shutil.which(name)
-    with playwright.sync_playwright() as p:
-        path = p.chromium.executable_path
-    if not Path(path).is_file():
-        command = [sys.executable, "-m", "playwright", "install", "chromium"]
-        try:
-            subprocess.run(command, timeout=180, capture_output=True, check=True)
-        except (subprocess.SubprocessError, OSError):
-            return None
-    return path
+from tools import frontend, hosts
+from tools.frontend import RENDERERS, STEPS, WORKFLOWS, Page
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = chromium()
-    if path is None:
-        pytest.skip("no Chromium here, and none could be installed")
-    with playwright.sync_playwright() as p:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with contextlib.ExitStack() as stack:
         try:
-            found = p.chromium.launch(executable_path=path, args=arguments)
-        except playwright.Error as error:  # fetched, but the system lacks its libraries
-            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
+            found = stack.enter_context(frontend.chromium())
+        except RuntimeError as error:
+            pytest.skip(str(error))
         yield found
-        found.close()
-
-
-def linked_models(part) -> list[dict]:
-    """Every model that a workflow names with its folder."""
-    if isinstance(part, dict):
-        own = [part] if {"directory", "name", "url"} <= set(part) else []
-        return own + [model for value in part.values() for model in linked_models(value)]
-    return [model for value in part for model in linked_models(value)] if isinstance(part, list) else []
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
-    for path in WORKFLOWS:
-        for model in linked_models(json.loads(path.read_text())):
-            file = base / "models" / model["directory"] / model["name"]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()  # loaders list names; nothing here loads them
-    with hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base) as host:
+    with frontend.comfyui(tmp_path_factory.mktemp("comfyui")) as host:
         yield host
 
 

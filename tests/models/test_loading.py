@@ -98,9 +98,7 @@ def test_30_steps_of_open_sora_are_those_of_its_own_loop(sora):
 def test_the_fixtures_loop_through_a_sampler(sora):
     """6 steps; `simple` picks the exact timesteps for 10 and more, so the sigmas are given."""
     (patched,) = outputs(ForesightModelSamplingOpenSora.execute(sora, 48, 48, 17))
-    pos, neg = outputs(
-        ForesightOpenSoraConditioning.execute([[ref.caption()[:1], text("", 9)[0][1]]], 24, 48, 48)
-    )
+    pos, neg = outputs(ForesightOpenSoraConditioning.execute([[ref.caption()[:1], text("", 9)[0][1]]], 24, 48, 48))
     r = flow_shift(48, 48, 17)
     sigmas = torch.tensor([r * t / (1 + (r - 1) * t) for t in (1 - i / 6 for i in range(7))])
     got = sample(patched, named("sz", 1, 4, 5, 6, 6), pos, neg, 7.0, 6, sigmas=sigmas)
@@ -187,9 +185,7 @@ def test_conditioning_without_a_mask_is_refused():
     bare = [[named("prompt", 1, 7, 32), {}]]
     for node in (ForesightLatteConditioning, ForesightOpenSoraConditioning):
         with pytest.raises(ValueError, match="positive conditioning says nothing of its padding.*type mochi"):
-            node.execute(bare, text("empty", 1)) if node is ForesightLatteConditioning else node.execute(
-                bare, 24, 0, 0
-            )
+            node.execute(bare, text("empty", 1)) if node is ForesightLatteConditioning else node.execute(bare, 24, 0, 0)
     with pytest.raises(ValueError, match="has 2 entries"):
         ForesightLatteConditioning.execute(text("a", 3) + text("b", 3), text("empty", 1))
     with pytest.raises(ValueError, match="has 4 rows, fewer than the positive's 7"):

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import json
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import pytest
 import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.model_patcher
 
 from foresight.engine import Config, ForecastConfig, PaperConfig
 from foresight.hosts import comfyui
@@ -76,9 +79,8 @@ def test_one_model_in_one_model_out():
 
 
 def execute(model, **settings):
-
     class Hidden:
-        unique_id, extra_pnginfo = "7", {"workflow": {"id": "w"}}
+        unique_id, dynprompt = "7", None
 
     class Node(ForesightApply):
         hidden = Hidden
@@ -211,3 +213,45 @@ def test_every_help_page_has_its_picture():
     for page in (ROOT / "js" / "docs").glob("*.md"):
         assert f"](img/{page.stem}.png)" in page.read_text(), page
         assert (ROOT / "js" / "docs" / "img" / f"{page.stem}.png").is_file(), page
+
+
+REQUIRED = {  # what a prompt must have, as in the first version: an input that was added since has a default
+    "ForesightApply": "model",
+    "ForesightReport": "model latent filename_prefix",
+    "ForesightCompare": "plain accelerated difference_gain",
+    "ForesightTimer": "model",
+    "ForesightSpeedup": "plain_model plain_latent foresight_model foresight_latent",
+    "ForesightDemoModel": "",
+    "ForesightDemoPrompt": "text",
+    "ForesightDemoLatent": "width height length batch_size",
+    "ForesightLatteLoader": "unet_name weight_dtype",
+    "ForesightLatteVAELoader": "vae_name",
+    "ForesightLatteConditioning": "positive negative",
+    "ForesightEmptyLatteLatent": "width height length batch_size",
+    "ForesightOpenSoraLoader": "unet_name weight_dtype",
+    "ForesightOpenSoraVAELoader": "vae_name",
+    "ForesightOpenSoraConditioning": "positive fps width height",
+    "ForesightModelSamplingOpenSora": "model width height length",
+    "ForesightEmptyOpenSoraLatent": "width height length batch_size",
+    "ForesightVideoCaption": "text clean aesthetic_score motion_score camera_motion",
+    "ForesightCogVideoXLoader": "unet_name weight_dtype",
+}
+
+
+def test_a_prompt_of_the_first_version_is_taken():
+    """Each node is executed without its optional inputs if `execute` has defaults for all of them."""
+    nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(ForesightExtension().get_node_list())}
+    assert nodes.keys() == REQUIRED.keys()
+    for name, node in nodes.items():
+        assert [i.id for i in node.GET_SCHEMA().inputs if not i.optional] == REQUIRED[name].split(), name
+        inspect.signature(node.execute).bind(**dict.fromkeys(REQUIRED[name].split()))
+
+
+def test_core_can_load_the_demo_model_again(demo_model):
+    """To train a LoRA, and for a second GPU, it makes a patcher of its own out of what the loader left."""
+    make, args = demo_model.cached_patcher_init
+    again = make(*args, disable_dynamic=True)
+    assert type(again) is comfy.model_patcher.ModelPatcher and again.model is not demo_model.model
+    ours, theirs = demo_model.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert demo_model.deepclone_multigpu().model is not demo_model.model

@@ -18,15 +18,7 @@ from pack.nodes.compare import ForesightCompare
 from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
 from pack.nodes.report import ForesightReport
 from pack.nodes.timing import ForesightSpeedup, ForesightTimer
-
-FAST = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
-
-
-class Executing:
-    """Stands for ComfyUI's record of what it executes."""
-
-    def __init__(self, prompt_id: str, node_id: str):
-        self.prompt_id, self.node_id = prompt_id, node_id
+from support.node_calls import FAST, execute, sample
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +33,9 @@ def folders(tmp_path, monkeypatch):
     live._runs.clear()
 
 
-def sample(model, monkeypatch, prompt_id="p", node_id="3", steps=9):
-    monkeypatch.setattr(live, "executing", lambda: Executing(prompt_id, node_id))
-    latent = ForesightDemoLatent.execute(16, 16, 2, 1).args[0]
-    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
-    positive, negative = (ForesightDemoPrompt.execute(text).args[0] for text in ("red ball moving up", ""))
-    with torch.inference_mode():
-        out = comfy.sample.sample(
-            model, noise, steps, 4.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True
-        )
-    return {"samples": out}
-
-
-def execute(node, *args, prompt=None, **kwargs):
-    class Hidden:
-        pass
-
-    class Node(node):
-        hidden = Hidden
-
-    Hidden.prompt, Hidden.extra_pnginfo = prompt, None
-    return Node.execute(*args, **kwargs)
-
-
-def test_the_report_equals_the_run(model, monkeypatch, tmp_path):
+def test_the_report_equals_the_run(model, tmp_path):
     patched = apply_foresight(model, FAST, "7")
-    latent = sample(patched, monkeypatch)
+    latent = sample(patched)
     output = execute(ForesightReport, patched, latent, "foresight/report", prompt={"3": {}})
     same, image, text, speedup, ratio, full, reuse, memory = output.args
     (run,) = live.runs()
@@ -80,47 +49,50 @@ def test_the_report_equals_the_run(model, monkeypatch, tmp_path):
     assert report["runs"] == json.loads(json.dumps(live.runs())) and report["totals"]["reuse_ratio"] == ratio
 
 
-def test_the_report_file_of_a_real_run_fits_the_schema(model, monkeypatch, tmp_path):
+def test_the_report_file_of_a_real_run_fits_the_schema(model, tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
     schema = json.loads((Path(__file__).parents[2] / "foresight" / "report" / "schema.json").read_text())
 
     patched = apply_foresight(model, FAST, "7")
-    execute(ForesightReport, patched, sample(patched, monkeypatch), "r")
+    execute(ForesightReport, patched, sample(patched), "r")
     jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), schema)
 
 
-def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model, monkeypatch):
+def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model):
     patched = apply_foresight(model, FAST, "7")
-    sample(patched, monkeypatch, "one", "3")
-    latent = sample(patched, monkeypatch, "one", "4")
-    sample(patched.clone(), monkeypatch, "two", "4", steps=8)  # 3 was cached; ComfyUI's nodes clone
-    sample(apply_foresight(model, FAST, "8"), monkeypatch, "two", "5")  # another Foresight
-    text = execute(ForesightReport, patched, latent, "", prompt={"3": {}, "4": {}}).args[2]
-    assert "sampler 3, run 1" in text and "sampler 4, run 2" in text and "sampler 5" not in text
+    sample(patched, "one", "3")
+    latent = sample(patched, "one", "4")
+    sample(patched.clone(), "two", "4", steps=8)  # 3 was cached; ComfyUI's nodes clone
+    sample(apply_foresight(model, FAST, "8"), "two", "5")  # another Foresight
+    foresight, three, four = {"inputs": {}}, {"inputs": {"model": ["7", 0]}}, {"inputs": {"model": ["7", 0]}}
+    prompt = {"7": foresight, "3": three, "4": four}
+    text = execute(ForesightReport, patched, latent, "", prompt=prompt, prompt_id="two").args[2]
+    assert "sampler 3, run 1 (earlier prompt)" in text and "sampler 4, run 2\n" in text and "sampler 5" not in text
     assert "9 (3 warmup" in text and "8 (3 warmup" in text
-    assert "sampler 4" not in execute(ForesightReport, patched, latent, "", prompt={"3": {}}).args[2]  # deleted since
+    alone = execute(ForesightReport, patched, latent, "", prompt={"7": foresight, "3": three}, prompt_id="three")
+    assert "9 (3 warmup" in alone.args[2] and "8 (3 warmup" not in alone.args[2]  # 4 was deleted
 
 
 @pytest.mark.parametrize("patch", [lambda m: m, lambda m: apply_foresight(m, PaperConfig(threshold=0.0))])
-def test_a_model_without_foresight_gives_a_note_and_no_file(model, monkeypatch, tmp_path, patch):
+def test_a_model_without_foresight_gives_a_note_and_no_file(model, tmp_path, patch):
     patched = patch(model)
-    output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=2), "foresight/report")
+    output = execute(ForesightReport, patched, sample(patched, steps=2), "foresight/report")
     assert "did not run on this model" in output.args[2] and output.args[3:] == (1.0, 0.0, 0.0, 0.0, 0.0)
     assert not (tmp_path / "output").exists()
 
 
-def test_a_run_that_could_not_reuse_says_why(model, monkeypatch):
+def test_a_run_that_could_not_reuse_says_why(model):
     patched = apply_foresight(model, PaperConfig(), "7")
-    output = execute(ForesightReport, patched, sample(patched, monkeypatch, steps=4), "")
+    output = execute(ForesightReport, patched, sample(patched, steps=4), "")
     assert "inactive: at most 0 of 4 steps" in output.args[2] and output.args[3] == 1.0
 
 
-def test_the_timer_measures_sampling_and_changes_nothing(model, monkeypatch):
+def test_the_timer_measures_sampling_and_changes_nothing(model):
     timed = execute(ForesightTimer, model).args[0]
     assert timed is not model and timer.KEY not in model.wrappers.get("outer_sample", {})
-    assert torch.equal(sample(timed, monkeypatch)["samples"], sample(model, monkeypatch)["samples"])
-    (seconds,) = timer.seconds_on(timed)
-    assert 0 < seconds < 60
+    assert torch.equal(sample(timed)["samples"], sample(model)["samples"])
+    ((ran, seconds),) = timer.seconds_on(timed)
+    assert 0 < seconds < 60 and ran == ("p", "3")
     again = execute(ForesightTimer, timed).args[0]
     assert timer.seconds_on(again) == []  # one timer, a new one
 
@@ -132,29 +104,33 @@ def test_the_first_evaluation_counts_as_long_as_the_second():
     assert timer.sampling_seconds([10.0, 15.0, 16.0, 26.0]) == 12
 
 
-def test_the_speed_up_is_the_ratio_of_two_timers_on_foresight_too(model, monkeypatch):
+def test_the_speed_up_is_the_ratio_of_two_timers_on_foresight_too(model):
     plain = execute(ForesightTimer, model).args[0]
     fast = execute(ForesightTimer, apply_foresight(model, FAST, "7")).args[0]
-    a, b = sample(plain, monkeypatch, "p", "3"), sample(fast, monkeypatch, "p", "4")
+    a, b = sample(plain, "p", "3"), sample(fast, "p", "4")
     prompt = {"3": {}, "4": {}}
     one, other, text, speedup = execute(ForesightSpeedup, plain, a, fast, b, prompt=prompt).args
     assert one is a and other is b
-    assert speedup == timer.seconds_on(plain)[0] / timer.seconds_on(fast)[0] and f"{speedup:.2f}x measured" in text
+    ((_, slow),), ((_, quick),) = timer.seconds_on(plain), timer.seconds_on(fast)
+    assert text == f"plain {slow:.2f} s, Foresight {quick:.2f} s: {speedup:.2f}x measured" and speedup == slow / quick
     assert live.runs()[-1]["reused"] > 0
-    timer_of_plain = plain.wrappers["outer_sample"][timer.KEY][0]
-    timer_of_plain.newest["3"] = ("p", [7.0])  # a second run in the same prompt adds up, one in the next replaces
-    sample(plain, monkeypatch, "p", "3", steps=1)
+    sample(plain, "p", "3", steps=1)  # a second run in the same prompt adds up, one in the next replaces
     assert len(timer.seconds_on(plain)) == 2
-    sample(plain, monkeypatch, "q", "3", steps=1)
+    sample(plain, "q", "3", steps=1)
     assert len(timer.seconds_on(plain)) == 1
 
 
-def test_a_missing_timer_and_a_missing_run_are_named(model, monkeypatch):
-    timed = execute(ForesightTimer, model).args[0]
-    with pytest.raises(ValueError, match="not timed: put Foresight Timer on its line"):
-        execute(ForesightSpeedup, model, {}, timed, {})
-    with pytest.raises(ValueError, match="the plain model has not been sampled since it was timed"):
-        execute(ForesightSpeedup, timed, {}, timed, {})
+def test_a_missing_timer_and_a_missing_run_are_told_and_the_latents_passed_on(model):
+    timed, one, other = execute(ForesightTimer, model).args[0], {"samples": 1}, {"samples": 2}
+    sample(timed)
+    for lines, expected in {
+        (model, timed): "plain: this model is not timed: put Foresight Timer on its line",
+        (timed, execute(ForesightTimer, model).args[0]): "Foresight: not sampled since it was timed. Connect",
+    }.items():
+        output = execute(ForesightSpeedup, lines[0], one, lines[1], other)
+        assert output.args[0] is one and output.args[1] is other and output.args[3] == 0.0
+        assert output.args[2].startswith("no speed-up:\n") and expected in output.args[2]
+        assert output.ui["text"] == [output.args[2]]
 
 
 def test_an_interrupted_run_leaves_no_time(model):
@@ -207,9 +183,11 @@ def test_compare_of_equal_videos_says_so_and_takes_alpha():
     assert output.args[6] == "all 2 frames are equal, bit for bit"
 
 
-def test_compare_refuses_videos_of_other_shapes():
-    with pytest.raises(ValueError, match="plain video has 5 frames of 24x16, the other 5 frames of 16x16"):
-        execute(ForesightCompare, torch.rand(5, 16, 24, 3), torch.rand(5, 16, 16, 3), 4.0)
+def test_compare_says_that_videos_of_other_shapes_are_not_compared():
+    output = execute(ForesightCompare, torch.rand(5, 16, 24, 3), torch.rand(5, 16, 16, 3), 4.0)
+    assert "plain video has 5 frames of 24x16, the other 5 frames of 16x16" in output.args[6]
+    assert output.args[4:6] == (0.0, 0.0) and output.ui["text"] == [output.args[6]]
+    assert all(image.ndim == 4 and image.shape[-1] == 3 for image in output.args[:4])
 
 
 def test_every_input_and_output_has_a_tooltip():

@@ -35,9 +35,13 @@ class Run:
         def predict_noise(x, timestep, *_):
             return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
 
-        x = contract.latent_at(self.latent, step)
         with torch.inference_mode():
+            x = self.sampler_latent(step)
             return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, self._guider(), x, self._sigma(step))
+
+    def sampler_latent(self, step):
+        """The sampler's own latent at a step."""
+        return contract.latent_at(self.latent, step)
 
     def begin_evaluation(self, step):
         """What comes before the calls of the model, where these run elsewhere."""
@@ -67,11 +71,23 @@ class PackedRun(Run):
     """The same as the sampler sees it: one latent, of the shape of what it gets back.
 
     BaseModel packs video and audio into one tensor, and what else a network takes as channels joins the latent there.
+    The sampler's latent takes Euler's steps along what it is given, for a forecast needs a sampler that goes on from
+    the last evaluation. The network gets the same input at a step whatever was given before, to be comparable.
     """
 
     def __init__(self, network, config=None, steps=contract.FORECAST_STEPS):
         super().__init__(network, config, steps)
         self.latent = PackedRun.call_model(Run(network), 0).shape
+        self._x = contract.latent_at(self.latent, 0)
+
+    def __call__(self, step, **extra):
+        given = super().__call__(step, **extra)
+        with torch.inference_mode():
+            self._x = self._x + (1 - self.sigmas[step + 1] / self.sigmas[step]) * (given - self._x)
+        return given
+
+    def sampler_latent(self, step):
+        return self._x
 
     def call_model(self, step, **extra):
         output = Run.call_model(self, step, **extra)

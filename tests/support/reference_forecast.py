@@ -38,7 +38,7 @@ class Reference:
         self.sigmas = args[3].tolist()
         self.flow = isinstance(guider.model_patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
         self.seen, self.known, self.rate, self.left_out = 0, [], None, []
-        self.last, self.euler = None, True
+        self.last, self.euler, self.step = None, True, 0.0
         found = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(found)
         comfy.patcher_extension.add_wrapper_with_key(
@@ -110,11 +110,12 @@ class Reference:
             return 1.0
         before, given, level = self.last
         b, factors, goes_on = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4)
+        self.step = b if b > moves.STANDING and goes_on else self.step
         for item in range(len(x)):
             v, w = (given - before)[item].double(), (x - before)[item].double()
             toward, moved = v.norm().item(), w.norm().item()
             if b <= moves.STANDING:
-                goes_on &= moved <= moves.NEAR * toward
+                goes_on &= moved <= moves.NEAR * self.step * toward
                 self.euler &= moved <= moves.EULER * moves.STANDING * toward
                 continue
             ratio = (v * w).sum().item() / toward**2 / b if toward else 0.0

@@ -278,7 +278,7 @@ def sa_solver(model, patch):
     return sample(model, patch(model.patcher), sampler="sa_solver")
 
 
-@situation(warmup=None)
+@situation(warmup=None, reuses=False)
 def dpm_adaptive(model, patch):
     return sample(model, patch(model.patcher), sampler="dpm_adaptive")
 

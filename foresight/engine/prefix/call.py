@@ -54,6 +54,7 @@ class Call:
         self._plan: Plan | None = None
         self._depth = -1  # of the plan, once everything is there that handing over needs
         self._reused: dict[int, bool] = {}  # per block that was called
+        self._repeated = False  # a block was called a second time
         self._base: Tensors | None = None  # x_0, the first block's input, for residual reuse
         self._limits: Sequence[torch.Tensor] = ()  # what a block's distance is compared with, 0-d each
         self._distances: dict[int, torch.Tensor] = {}  # of measured blocks: 0-d, or (streams,) in warmup
@@ -65,15 +66,20 @@ class Call:
         """Bytes held for the length of the call, beside what the groups hold."""
         return sum(x.nbytes for x in self._base or ())
 
+    def prefetch(self, groups: Sequence[Group]) -> None:
+        """Begin to bring back what these groups store, so that it is there when the blocks are reached."""
+        for group in groups:
+            self._guarded(group.slot.prefetch)
+
     @outside_graphs()
     def finish(self) -> bool:
         """End the call; False when its result is unusable and the model has to be called again.
 
         That is so when blocks were left out but the stored hidden state was never handed over, because another pack's
-        patch kept block l* from being called, or because memory for the copy ran out.
+        patch kept block l* from being called, or because memory for the copy ran out; and when a block ran twice.
         """
         self._base = None
-        complete = self._depth < 0 or self._depth in self._reused
+        complete = self._depth < 0 or self._depth in self._reused and not self._repeated
         if self._plan is not None and self._active:
             self._guarded(self._note_changes)
             if self._plan.group.slot is not None:
@@ -105,6 +111,7 @@ class Call:
         """
         first = not self._reused
         if self._active and self._reused and index <= max(self._reused):
+            self._repeated = True
             self._stop(f"block {index} ran after block {max(self._reused)} in one call of the model")
         if self._active and first:
             self._guarded(self._begin, index, inputs)
@@ -141,7 +148,7 @@ class Call:
             return None
 
     def _begin(self, index: int, inputs: Tensors) -> None:
-        """On seeing the first block's input, find out what this call does."""
+        """Ask for the plan when the first block's input is known."""
         count, dim = len(self._keys), self._batch_dim
         if any(x.shape[dim] % count for x in inputs):
             return self._stop(f"a batch of {inputs[0].shape[dim]} does not divide among {count} conds")
@@ -164,7 +171,7 @@ class Call:
         return self._base if self._base is None or join is None else join(self._base)
 
     def _hand_over(self, index: int, join: Callable[[Tensors], Tensors] | None) -> Tensors:
-        """What the slot holds of block l*, for all rows, as fresh tensors: C_l*, or x_0 + (C_l* - x_0 of then)."""
+        """The slot's hidden state of block l*, as fresh tensors; residual: the new input plus the stored change."""
         group, base = self._plan.group, self._base_at(join)
         stored = group.slot.read(group.layouts[index])
         return stored if base is None else tuple(x.add_(b) for x, b in zip(stored, base, strict=True))
@@ -175,10 +182,11 @@ class Call:
         distance = plan.group.refresh(index, output, by_stream=plan.limit is None)
         if distance is None:
             return
-        self._distances[index] = distance
         if plan.keeps:
-            self._flags[index] = flag = formulas.qualifies(distance, self._limits[index])
+            flag = formulas.qualifies(distance, self._limits[index])
             plan.group.keep_where(flag, output, self._base_at(join))
+            self._flags[index] = flag  # last: a block whose output could not be stored has not been measured
+        self._distances[index] = distance
 
     # ---- after the call
 

@@ -63,6 +63,7 @@ class ReusedPrefix(Policy):
         self._since_warmup: int | None = None
         self._reuses = False
         self._has_measured = False
+        self._dropped = False
 
     @property
     def rest(self) -> str:
@@ -79,7 +80,7 @@ class ReusedPrefix(Policy):
     # ---- once per evaluation
 
     def decide(self, place: Place) -> Decision:
-        self._evaluation += 1
+        self._evaluation, self._dropped = place.evaluation, False
         self._since_warmup = place.since_warmup
         # Drop streams that missed an evaluation: they have no output to compare with, and moving context windows would
         # add new ones for ever.
@@ -108,13 +109,12 @@ class ReusedPrefix(Policy):
 
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int) -> Call:
         """A call that measures its blocks and leaves out those of the reused prefix."""
-        if self._reuses:
-            known = [self._streams[key] for key in keys if key in self._streams]
-            for group in {id(s.group): s.group for s in known if s.depth >= 0}.values():
-                group.slot.prefetch()
         self._together = max(self._together, len(keys))
         call = Call(self, keys, blocks, batch_dim)
         self._calls.append(call)
+        if self._reuses:
+            known = [self._streams[key] for key in keys if key in self._streams]
+            call.prefetch(list({id(s.group): s.group for s in known if s.depth >= 0}.values()))
         return call
 
     def plan(
@@ -128,6 +128,8 @@ class ReusedPrefix(Policy):
             layout: Layout of one stream's part of it.
         """
         with self.resources.lock:
+            if self._dropped:  # by another thread, since this call began
+                return None
             streams = [self._stream(key, signature) for key in keys]
             for stream in streams:
                 if stream.signature is None:
@@ -190,3 +192,4 @@ class ReusedPrefix(Policy):
 
     def drop(self) -> None:
         self._streams.clear()
+        self._dropped = True

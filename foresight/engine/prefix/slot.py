@@ -23,7 +23,7 @@ def layout_bytes(layout: Layout) -> int:
 
 
 class Slot:
-    """One hidden state (all tensors of one block output), written where a flag on the device says so.
+    """One stored hidden state. A write happens only where a flag on the device is true, so nothing is read.
 
     Between calls of the model it may wait elsewhere, see `Offload`. Blocks of one model may differ in layout (video and
     text apart, then joined); they share the bytes.

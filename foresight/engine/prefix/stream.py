@@ -1,4 +1,4 @@
-"""What is kept of the conds: how much their blocks changed, and the tensors of those that share a call of the model."""
+"""Streams remember how much their blocks changed; a group holds the tensors of streams that share a call."""
 
 import math
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ class Group:
     def nbytes(self) -> int:
         """Bytes held now: the slot, the samples, and the numbers of the sampled rows."""
         samples = sum(x.nbytes for sample in self.samples if sample is not None for x in sample)
-        indices = sum(index.nbytes for index in self._indices.values() if index is not None)
+        indices = sum(index.nbytes for index in tuple(self._indices.values()) if index is not None)
         return samples + indices + (self.slot.nbytes if self.slot else 0)
 
     def holds(self, streams: Sequence[Stream]) -> bool:
@@ -125,9 +125,7 @@ class Group:
     def rows(self, hidden_states: Tensors, row: int) -> Tensors:
         """The rows of one stream of a whole call's tensors, as views."""
         sizes = [x.shape[self.batch_dim] // len(self.streams) for x in hidden_states]
-        return tuple(
-            x.narrow(self.batch_dim, row * size, size) for x, size in zip(hidden_states, sizes, strict=True)
-        )
+        return tuple(x.narrow(self.batch_dim, row * size, size) for x, size in zip(hidden_states, sizes, strict=True))
 
     def regroup(self, depth: int) -> None:
         """Take over what the streams have in their old groups: samples, and the slot where it holds block `depth`."""
@@ -138,10 +136,10 @@ class Group:
                 if all(part is not None for part in parts):
                     rows = [[x[row] for x in part] for part, (_, row) in zip(parts, sources, strict=True)]
                     self.samples[block] = tuple(torch.stack(x) for x in zip(*rows, strict=True))
+            self.layouts = [_stacked(layout, self, sources[0][0]) for layout in sources[0][0].layouts]
             if depth >= 0:
                 stored = [group.rows(group.slot.read(group.layouts[depth]), row) for group, row in sources]
                 whole = tuple(torch.cat(x, self.batch_dim) for x in zip(*stored, strict=True))
-                self.layouts = [_stacked(layout, self, sources[0][0]) for layout in sources[0][0].layouts]
                 self.keep_where(torch.ones((), dtype=torch.bool, device=whole[0].device), whole, None)
         for row, stream in enumerate(self.streams):
             stream.group, stream.row = self, row

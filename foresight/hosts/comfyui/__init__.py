@@ -1,7 +1,6 @@
 """Foresight in ComfyUI: what is left on a ModelPatcher, and the beginning and the end of a run."""
 
 import logging
-from collections.abc import Container
 
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -10,6 +9,7 @@ from ...engine import Config
 from ..blocks import family_of
 from . import live
 from .families import FAMILIES
+from .prompts import Newest, Present
 from .run import KEY, SamplerRun
 
 WrappersMP = comfy.patcher_extension.WrappersMP
@@ -21,11 +21,16 @@ def apply_foresight(
     model_patcher: "comfy.model_patcher.ModelPatcher",
     config: Config,
     node_id: str | None = None,
-    workflow_id: str | None = None,
+    shown_id: str | None = None,
 ) -> "comfy.model_patcher.ModelPatcher":
     """A clone of `model_patcher` whose sampler runs use Foresight; a Foresight applied before is replaced.
 
-    Only the frozen `config` stays on the patcher: what a run stores is born and dropped inside the run.
+    Only the frozen `config` and the figures of the newest runs stay on the patcher: what a run stores is born and
+    dropped inside the run.
+
+    Args:
+        node_id: Of the node that applies it; None in a script.
+        shown_id: The node on the screen that a loop made this one of.
 
     Raises:
         UnsupportedModel: the diffusion model's class is not in the table of families.
@@ -37,21 +42,25 @@ def apply_foresight(
     if config.off_reason:
         log.info("Foresight inactive: %s", config.off_reason)
     else:
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Template(config, node_id, workflow_id))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Template(config, node_id, shown_id))
     return patched
 
 
-def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", samplers: Container[str] | None = None) -> list[dict]:
-    """What the newest sampler runs of a model with Foresight did, see `live.runs_of`; empty for one without."""
+def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", present: Present | None = None) -> list[dict]:
+    """What the newest sampler runs of a model with Foresight did, oldest first: each `live.Watcher.record()`.
+
+    Empty for a model without Foresight. `present` leaves out what does not belong to its prompt.
+    """
     templates = model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, [])
-    return [run for template in templates for run in live.runs_of(template, samplers)]
+    return [watcher.record() for template in templates for _, watcher in template.newest.of(present or Present())]
 
 
 class _Template:
     """What the node leaves on the patcher: the OUTER_SAMPLE wrapper that begins and ends a run."""
 
-    def __init__(self, config: Config, node_id: str | None, workflow_id: str | None):
-        self.config, self.node_id, self._workflow_id = config, node_id, workflow_id
+    def __init__(self, config: Config, node_id: str | None, shown_id: str | None):
+        self.config, self._shown_id = config, shown_id or node_id
+        self.newest: Newest[live.Watcher] = Newest(node_id)  # figures only, no tensors
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
@@ -64,7 +73,7 @@ class _Template:
             shapes=kwargs.get("latent_shapes"),
             sampler=sampler,
         )
-        watcher = live.Watcher(run.stats, self.node_id, self._workflow_id, owner=self)
+        watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
         found = guider.model_options
         guider.model_options = run.install(found)
         try:

@@ -39,7 +39,7 @@ class StreamKeys:
 
 
 def active_conds(conds: dict[str, list[dict]], sigma: float) -> tuple:
-    """What of the conds changes from one sigma to another: which of them, and of their ControlNets, are in range.
+    """Which conds, and which of their ControlNets, are active at this sigma.
 
     A hook (a LoRA for some conds) whose strength has keyframes counts as changing all the time.
     """

@@ -9,9 +9,10 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable
 
 from ...engine import RunStats
+from .prompts import Running, executing
 
 EVENT = "foresight.run"
 _INTERVAL = 0.1  # seconds between two events of a run
@@ -27,42 +28,50 @@ class Watcher:
 
     Args:
         stats: The record of the run, which the engine goes on filling in.
-        node_id: The Foresight node; None where there is none (a script).
-        workflow_id: Of the workflow in the browser, which shows runs of its own nodes only.
-        owner: What was left on the model, by which `runs_of` finds the run.
+        node_id: The Foresight node on the screen; None where there is none (a script).
+        kept: Takes the run when it has begun; `prompts.Newest.add`, say.
     """
 
-    def __init__(
-        self, stats: RunStats, node_id: str | None = None, workflow_id: str | None = None, owner: object = None
-    ):
-        running = executing()
-        self.stats, self.owner = stats, owner
+    def __init__(self, stats: RunStats, node_id: str | None = None, kept: Callable[[Running, "Watcher"], None] = None):
+        self.stats, self._kept, self._running = stats, kept, executing()
         self.about = {
             "run": next(_numbers),
             "node_id": node_id,
-            "workflow_id": workflow_id,
-            "prompt_id": running and running.prompt_id,
-            "sampler_id": running and running.node_id,
+            "workflow_id": self._workflow(),
+            "prompt_id": self._running.prompt_id,
+            "sampler_id": self._running.node_id,
         }
-        self._sent, self._last, self._done = 0, -math.inf, False
+        self._sent, self._last, self._listed, self._done = 0, -math.inf, False, False
+
+    def _workflow(self) -> str | None:
+        try:
+            return _workflow_of(self._running.prompt_id)
+        except Exception:
+            log.warning("Foresight could not find out which workflow it runs in", exc_info=True)
+            return None
 
     def update(self) -> None:
         """An evaluation has begun, so that the row of the one before is complete."""
-        if not self._sent and len(self.stats.evaluations) == 1:
-            _runs.append(self)
+        self._list()
         if time.monotonic() - self._last >= _INTERVAL:
             self._send(len(self.stats.evaluations) - 1)
 
     def finish(self) -> None:
         """The run is over, or was cut off."""
         self._done = True
-        if self not in _runs:  # it ended before its first evaluation
-            _runs.append(self)
+        self._list()  # it may have ended before its first evaluation
         self._send(len(self.stats.evaluations))
 
     def record(self) -> dict:
         """Everything as JSON types: `RunStats.to_dict()` and whose run it is."""
         return {**self.about, **self.stats.to_dict(), "done": self._done}
+
+    def _list(self) -> None:
+        if not self._listed:
+            self._listed = True
+            _runs.append(self)
+            if self._kept is not None:
+                self._kept(self._running, self)
 
     def _send(self, end: int) -> None:
         try:
@@ -80,43 +89,28 @@ class Watcher:
 _runs: deque[Watcher] = deque(maxlen=32)  # figures only, no tensors
 
 
-def executing():
-    """The prompt and node that ComfyUI executes now (prompt_id, node_id), or None."""
-    try:
-        from comfy_execution.utils import get_executing_context
-    except ImportError:
-        return None
-    return get_executing_context()
-
-
 def _server():
     """The server, None where ComfyUI is used as a library: importing it here would cost the first run a second."""
     module = sys.modules.get("server")
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
+def _workflow_of(prompt_id: str | None) -> str | None:
+    """Id of the workflow that a running prompt was queued from; None where it came from elsewhere.
+
+    The queue knows it. A node may have its result from the cache, out of another workflow.
+    """
+    try:
+        running, _ = _server().prompt_queue.get_current_queue_volatile()
+        (extra,) = [item[3] for item in running if item[1] == prompt_id]
+        return extra["extra_pnginfo"]["workflow"]["id"]
+    except (AttributeError, KeyError, TypeError, ValueError):  # no server, no such prompt, no workflow in it
+        return None
+
+
 def runs() -> list[dict]:
     """The newest runs, oldest first: each `Watcher.record()`."""
     return [watcher.record() for watcher in list(_runs)]
-
-
-def runs_of(owner: object, samplers: Container[str] | None = None) -> list[dict]:
-    """The newest runs of one applied Foresight, oldest first: of each sampler those of its newest prompt.
-
-    A sampler whose result ComfyUI had cached has no run in the present prompt, so its last one stands for it.
-
-    Args:
-        owner: As given to `Watcher`.
-        samplers: Ids of the nodes that count; None for all.
-    """
-    mine = [watcher for watcher in list(_runs) if watcher.owner is owner]
-    newest = {watcher.about["sampler_id"]: watcher.about["prompt_id"] for watcher in mine}
-    return [
-        watcher.record()
-        for watcher in mine
-        if newest[watcher.about["sampler_id"]] == watcher.about["prompt_id"]
-        and (samplers is None or watcher.about["sampler_id"] in samplers)
-    ]
 
 
 def add_routes() -> None:

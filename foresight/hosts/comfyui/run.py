@@ -99,19 +99,20 @@ class SamplerRun:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             return None
 
-    def _prepare_sampling(self, executor, model_patcher, noise_shape, conds, *args, **kwargs):
-        """Let ComfyUI plan for what will be stored: it sizes by the model's memory factor."""
-        model, shape = model_patcher.model, tuple(noise_shape)
+    def _prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
+        """Let ComfyUI plan for what will be stored: it sizes by the model's memory factor. `model` is the patcher."""
+        patcher, model, shape = model, model.model, tuple(noise_shape)
         family, stack = self._stack(model.diffusion_model)
         need = memory.planned_bytes(self._run, model, family, len(stack), shape, conds, self._cfg)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
         if not self._run.stats.inactive:
-            held = f"about {format_bytes(need)} will be held" if need else "what will be held is known when it is"
+            held = f"about {format_bytes(need)} will be held"
+            held = held if need else "the memory held is known after the first evaluation"
             log.info("Foresight: at most %d of %d steps can be reused, %s", self._run.most_reuse, self._steps, held)
         if need and usual:
             model.memory_usage_factor = found * (usual + need) / usual
         try:
-            return executor(model_patcher, noise_shape, conds, *args, **kwargs)
+            return executor(patcher, noise_shape, conds, *args, **kwargs)
         finally:
             model.memory_usage_factor = found
 

@@ -5,28 +5,32 @@ import time
 import comfy.model_management
 import comfy.patcher_extension
 
-from . import live
+from .prompts import Newest, Present, Running, executing
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight.timer"
 
 
-def apply_timer(model_patcher):
-    """A clone of `model_patcher` whose sampler runs are timed, see `seconds_on`; a timer applied before is replaced."""
+def apply_timer(model_patcher, node_id: str | None = None):
+    """A clone of `model_patcher` whose sampler runs are timed, see `seconds_on`; a timer applied before is replaced.
+
+    Args:
+        node_id: Of the node that applies it; None in a script.
+    """
     patched = model_patcher.clone()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Timer())
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Timer(node_id))
     return patched
 
 
-def seconds_on(model_patcher, samplers=None) -> list[float]:
-    """Seconds of the newest runs of a timed model, one per run; empty where it never ran.
+def seconds_on(model_patcher, present: Present | None = None) -> list[tuple[Running, float]]:
+    """Who ran and the seconds, of the newest runs of a timed model, oldest first; empty where it never ran.
 
     The time from the first evaluation of the model to the end of sampling. The first evaluation warms the device up
     (kernels, memory), which would be charged to the branch that runs first, so it counts as long as the second.
 
     Args:
-        samplers: Ids of the nodes that count; None for all.
+        present: Leaves out what does not belong to its prompt.
 
     Raises:
         ValueError: the model has no timer on it.
@@ -34,15 +38,14 @@ def seconds_on(model_patcher, samplers=None) -> list[float]:
     timers = model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY)
     if not timers:
         raise ValueError("this model is not timed: put Foresight Timer on its line, before the sampler")
-    newest = timers[-1].newest
-    return [s for sampler, (_, runs) in newest.items() if samplers is None or sampler in samplers for s in runs]
+    return timers[-1].newest.of(present or Present())
 
 
 class _Timer:
-    """The OUTER_SAMPLE wrapper; keeps the seconds of each sampler's newest prompt."""
+    """The OUTER_SAMPLE wrapper."""
 
-    def __init__(self):
-        self.newest: dict[str | None, tuple[str | None, list[float]]] = {}
+    def __init__(self, node_id: str | None):
+        self.newest: Newest[float] = Newest(node_id)
 
     def __call__(self, executor, *args, **kwargs):
         guider, marks = executor.class_obj, []
@@ -62,14 +65,8 @@ class _Timer:
         finally:
             guider.model_options = found
         if marks:
-            self._add(sampling_seconds([*marks, _now()]))
+            self.newest.add(executing(), sampling_seconds([*marks, _now()]))
         return samples
-
-    def _add(self, seconds: float) -> None:
-        running = live.executing()
-        sampler, prompt = (running.node_id, running.prompt_id) if running else (None, None)
-        known, runs = self.newest.get(sampler, (prompt, []))
-        self.newest[sampler] = (prompt, [*runs, seconds] if known == prompt else [seconds])
 
 
 def sampling_seconds(marks: list[float]) -> float:

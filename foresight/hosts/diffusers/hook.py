@@ -25,8 +25,7 @@ log = logging.getLogger(__package__)
 class ForesightHook(ModelHook):
     """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    A run that never got there (a hand-written loop) ends when the noise level rises again, one that was interrupted
-    where it was interrupted.
+    Without a reset (a hand-written loop) a run ends when the noise level rises again. An interrupted run ends at once.
 
     Args:
         config: The user's settings.

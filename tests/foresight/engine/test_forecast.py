@@ -44,7 +44,7 @@ def alone(gamma, steps=None):
 
 
 def at(u, computed, a=0.9):
-    return Place("warmup" if computed else "within", None, None, float(u), 0.5, 0.02, a, 1 - a)
+    return Place(u, "warmup" if computed else "within", None, None, float(u), 0.5, 0.02, a, 1 - a)
 
 
 def given(policy, output, unit=None):
@@ -221,9 +221,7 @@ def test_a_run_that_is_too_short_says_so():
 
 def test_it_can_wait_elsewhere():
     run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(torch.device("cpu")))
-    assert drive(run, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(
-        2 + 1 / 1.125
-    )
+    assert drive(run, [torch.full((1, 2), float(i)) for i in range(4)])[-1][0, 0].item() == pytest.approx(2 + 1 / 1.125)
 
 
 def test_outputs_over_the_budget_wait_in_ram_or_are_not_kept():
@@ -245,3 +243,19 @@ def test_without_steps_or_schedule_three_evaluations_are_warmup():
     run = Run(ForecastConfig(threshold=2.0))
     drive(run, [torch.full((1, 2), float(i)) for i in range(5)])
     assert [e.kind for e in run.stats.evaluations] == ["warmup"] * 3 + ["reuse"] * 2
+
+
+def test_a_device_without_anything_free_leaves_outputs_in_ram():
+    """What is free beside torch's pool, less what ComfyUI reserves, may be less than nothing."""
+    run = Run(ForecastConfig(threshold=2.0), steps=20, offload=Offload(fallback=torch.device("cpu")))
+    run.set_budget(-(300 << 20), 10**9)
+    drive(run, [torch.full((1, 2), float(i)) for i in range(5)])
+    assert run.stats.inactive is None and run.stats.in_ram and run.stats.evaluations[-1].kind == "reuse"
+
+
+@pytest.mark.parametrize(("interval", "in_a_row"), [(2, 1), (3, 2), (0, 4)])
+def test_an_interval_limits_how_many_are_left_out_in_a_row(monkeypatch, interval, in_a_row):
+    undamped(monkeypatch)
+    _, stats, _ = euler(lambda u, x: 1 + 2 * u, gamma=2.0, reuse_interval=interval)
+    row = "".join("r" if e.kind == "reuse" else "c" for e in stats.evaluations)
+    assert max(map(len, row.split("c"))) == in_a_row

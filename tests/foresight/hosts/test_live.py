@@ -35,11 +35,11 @@ def server(monkeypatch):
 def test_every_row_arrives_once(models, server, monkeypatch, interval):
     monkeypatch.setattr(live, "_INTERVAL", interval)
     model = models["wan"]
-    sample(model, apply_foresight(model.patcher, MUCH, "7", "w"))
+    sample(model, apply_foresight(model.patcher, MUCH, "7"))
     (record,) = live.runs()
     rows, messages = [], server.messages
     for message in messages:
-        assert message["first"] == len(rows) and message["node_id"] == "7" and message["workflow_id"] == "w"
+        assert message["first"] == len(rows) and message["node_id"] == "7"
         rows += message["evaluations"]
     assert rows == record["evaluations"] and len(rows) == 14
     # at the first evaluation there is no row yet, but the node can say that a run has begun

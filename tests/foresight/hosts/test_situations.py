@@ -38,6 +38,9 @@ def test_measuring_changes_nothing(case, runs):
 def test_reuse_gives_what_the_reference_gives(case, runs):
     workflow, model, warmup, reuses = case
     ours = workflow(model, lambda patcher: apply_foresight(patcher, MUCH))
+    if runs[0].inactive and runs[0].inactive.startswith("an adaptive sampler"):
+        assert torch.equal(ours, workflow(model, lambda patcher: patcher)) and not runs[0].reused
+        return
     if warmup is None:  # known only when the run is over
         warmup = next(i for i, e in enumerate(runs[0].evaluations) if e.kind != "warmup")
     for stats in runs:

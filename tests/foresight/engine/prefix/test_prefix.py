@@ -471,3 +471,82 @@ def test_streams_that_come_and_go_do_not_pile_up():
         held.append(run.held_bytes)
     assert held[1:] == [2 * held[0]] * 11  # this evaluation's and the last one's
     assert run.close().reused == 0
+
+
+def test_out_of_memory_while_fetching_ends_reuse_and_not_the_run(monkeypatch):
+    from foresight.engine.prefix.slot import Slot
+
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=8)
+    for evaluation in range(4):
+        if evaluation == 3:
+
+            def full(*_):
+                raise torch.OutOfMemoryError
+
+            monkeypatch.setattr(Slot, "prefetch", full)
+        run.begin_evaluation()
+        assert one_call(run, (torch.full((1, 4, 2), 0.1 * evaluation),))[0].shape == (1, 4, 2)
+    assert run.close().inactive == "out of memory while storing or handing over features"
+
+
+def test_out_of_memory_in_the_comparison_ends_reuse_and_not_the_run(monkeypatch):
+    from foresight.engine.prefix import formulas
+
+    calls, qualifies = [], formulas.qualifies
+
+    def second_fails(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return qualifies(*args)
+
+    monkeypatch.setattr(formulas, "qualifies", second_fails)
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=8)
+    for evaluation in range(5):
+        run.begin_evaluation()
+        one_call(run, (torch.full((1, 4, 2), 0.1 * evaluation),))
+    stats = run.close()
+    assert stats.inactive.startswith("out of memory") and len(stats.evaluations) == 5
+
+
+def test_a_block_that_runs_twice_within_a_reused_prefix_makes_the_call_be_repeated():
+    run = Run(PaperConfig(warmup_steps=2, threshold=2.0), steps=8)
+    for evaluation in range(4):
+        run.begin_evaluation()
+        call, x = run.begin_call(["a"], 2), (torch.full((1, 4, 2), 0.1 * evaluation),)
+        for block in (0, 1, 0) if evaluation == 3 else (0, 1):
+            x = call.block(block, x, lambda x=x: (x[0] + 1,))
+        assert run.end_call(call) == (evaluation < 3)
+    assert run.close().inactive == "block 0 ran after block 1 in one call of the model"
+
+
+def test_a_later_block_may_be_larger_after_streams_have_parted():
+    """Text and video apart in one call, then each in a call of its own, in a full evaluation."""
+    run = Run(PaperConfig(warmup_steps=3, threshold=2.0, sample_rows=0), steps=12)
+    for evaluation in range(8):
+        run.begin_evaluation()
+        for keys in [["a", "b"]] if evaluation < 4 else [["a"], ["b"]]:
+            x = (torch.full((len(keys), 4, 2), 0.1 * evaluation),)
+            blocks = [lambda x: (x[0] + 1,), lambda x: (torch.cat([x[0]] * 3, 1),)]
+            out = toy.one_call(run, x, blocks, keys)[-1]
+            assert out[0].shape == (len(keys), 12, 2)
+    assert run.close().inactive is None
+
+
+def test_beyond_the_range_and_back_streams_warm_up_anew():
+    levels = [1.0, 0.9, 0.8, 0.7, 0.2, 0.1, 0.2, 0.1, 0.65, 0.6, 0.55, 0.5, 0.45]
+    run = Run(PaperConfig(warmup_steps=4, threshold=2.0, end_percent=0.7), region=(2.0, 0.3))
+    for evaluation, level in enumerate(levels):
+        run.begin_evaluation(level)
+        one_call(run, (torch.full((1, 4, 2), 0.1 * evaluation),))
+    measured = [any(ratio is not None for ratio in e.ratio) for e in run.close().evaluations]
+    assert measured.index(True) >= 8 + 4  # four evaluations after it came back
+
+
+def test_what_is_dropped_by_another_thread_is_not_stored_again():
+    run = Run(PaperConfig(), steps=20)
+    run.begin_evaluation()
+    call = run.begin_call(["a"], 1)
+    run.deactivate("another thread ran out of memory")
+    call.block(0, (torch.zeros(1, 4, 2),), lambda: (torch.ones(1, 4, 2),))
+    assert run.end_call(call) and run.held_bytes == 0

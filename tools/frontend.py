@@ -1,13 +1,69 @@
 """The frontend of a running ComfyUI in a browser's page."""
 
+import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+
+from playwright import sync_api
 
 from tools import hosts
 
 STEPS = 16
 RENDERERS = {"classic": False, "nodes2": True}
+WORKFLOWS = sorted((hosts.ROOT / "workflows").glob("*.json"))
+
+
+def _chromium(p: sync_api.Playwright) -> str:
+    """A Chromium's path: one that is installed, else one that playwright can fetch."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if shutil.which(name):
+            return shutil.which(name)
+    path = p.chromium.executable_path
+    if not Path(path).is_file():
+        command = [sys.executable, "-m", "playwright", "install", "chromium"]
+        try:
+            subprocess.run(command, timeout=180, capture_output=True, check=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            raise RuntimeError("no Chromium here, and none could be installed") from error
+    return path
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[sync_api.Browser]:
+    """A headless Chromium; a RuntimeError says why there is none."""
+    with sync_api.sync_playwright() as p:
+        path = _chromium(p)
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        try:
+            browser = p.chromium.launch(executable_path=path, args=arguments)
+        except sync_api.Error as error:  # fetched, but the system lacks its libraries
+            raise RuntimeError(f"{path} does not start: {str(error).splitlines()[0]}") from error
+        yield browser
+        browser.close()
+
+
+def linked_models(part) -> list[dict]:
+    """Every model that a workflow names with its folder."""
+    if isinstance(part, dict):
+        own = [part] if {"directory", "name", "url"} <= set(part) else []
+        return own + [model for value in part.values() for model in linked_models(value)]
+    return [model for value in part for model in linked_models(value)] if isinstance(part, list) else []
+
+
+def comfyui(base: Path) -> hosts.ComfyUI:
+    """A ComfyUI in this empty folder, with an empty file for every model that a workflow names."""
+    for path in WORKFLOWS:
+        for model in linked_models(json.loads(path.read_text())):
+            file = base / "models" / model["directory"] / model["name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # loaders list names; nothing here loads them
+    return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base)
 
 
 class Page:
@@ -16,6 +72,7 @@ class Page:
     def __init__(self, browser, server, renderer: str, light: bool = False):
         settings = {
             "Comfy.TutorialCompleted": True,  # else the template browser covers the graph
+            "Comfy.Minimap.Visible": False,  # else it covers a corner
             "Comfy.Locale": "en",
             "Comfy.VueNodes.Enabled": RENDERERS[renderer],
             "Comfy.ColorPalette": "light" if light else "dark",
