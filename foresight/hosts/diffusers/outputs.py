@@ -106,9 +106,7 @@ class View:
         if self._sigma is None or not self._fits:
             return outputs
         noisy = self._per_cond(self._latents)
-        return tuple(
-            x[tuple(map(slice, d.shape))].float() - d for x, d in zip(noisy, outputs, strict=True)
-        )
+        return tuple(x[tuple(map(slice, d.shape))].float() - d for x, d in zip(noisy, outputs, strict=True))
 
     def returned(self, outputs: Tensors) -> Tensors:
         """What the model would have returned: the reverse of `seen`."""
@@ -118,5 +116,3 @@ class View:
             return tensors
         noisy = self._noisy([d.shape for d in tensors])
         return tuple((x - d) / self._sigma for x, d in zip(noisy, tensors, strict=True))
-
-

@@ -9,7 +9,7 @@ import diffusers
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
-from support.diffusers_models import seeded
+from support.diffusers_models import arguments, seeded
 from support.diffusers_transformers import wan
 
 CONFIG = ForecastConfig(threshold=2.0)
@@ -83,8 +83,7 @@ def test_the_last_evaluation_where_the_number_of_steps_is_not_known(steps, shift
     x = seeded(1, 4, 3, 8, 8, seed=5)
     with torch.no_grad():
         for now, after in zip(grid, [*grid[1:], 0.0], strict=True):
-            v = net(hidden_states=x, timestep=torch.tensor([1000 * now]), encoder_hidden_states=seeded(1, 6, 16, seed=1),
-                    return_dict=False)[0]  # fmt: skip
+            v = net(**arguments("wan", x, 1000 * now, seeded(1, 6, 16, seed=1)))[0]
             x = x + (after - now) * v
     handle.remove()
     found = kinds(handle)

@@ -67,7 +67,7 @@ def check(stats, outputs: list[torch.Tensor], blocks: int, streams: int) -> None
     assert [e.kind for e in stats.evaluations] == PATTERN
     for i, kind in enumerate(PATTERN):
         repeated = kind == "reuse"
-        assert torch.equal(outputs[i], outputs[i - 1]) == repeated
+        assert torch.allclose(outputs[i], outputs[i - 1], atol=1e-5) == repeated
         row = stats.evaluations[i]  # the map: whole columns
         counts = row.reused if repeated else row.computed
         assert counts == [streams] * blocks and sum(row.computed) + sum(row.reused) == sum(counts)
@@ -131,6 +131,7 @@ def test_in_diffusers():
             x = diffusers_models.seeded(1, 4, 3, 8, 8, seed=i)
             kwargs = diffusers_models.arguments("wan", x, 900 - 90 * i, diffusers_models.seeded(1, 6, 16, seed=1))
             with model.cache_context("cond"):
-                outputs.append(model(**kwargs)[0])
+                velocity = model(**kwargs)[0]
+            outputs.append(x - (900 - 90 * i) / 1000 * velocity)  # what is repeated is the denoised latent
     handle.remove()
     check(handle.stats, outputs, len(model.blocks), 1)
