@@ -177,8 +177,8 @@ class Schedule:
         steps = [a - b for a, b in zip(self._seen, self._seen[1:], strict=False) if a > b]
         if not steps:
             return level - min(0.02 * (self._first or 0.0), level)
-        step = min(max(2 * steps[-1] - steps[0], steps[-1] / 2), steps[-1] * 2)
-        return max(0.0, level - step)
+        growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
+        return max(0.0, level - steps[-1] * growth)
 
 
 def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:

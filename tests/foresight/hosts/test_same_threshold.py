@@ -93,3 +93,37 @@ def test_a_pipeline_without_contexts_loses_no_more(transformer):
     ours = in_diffusers(transformer, "euler", **more)
     handle.remove()
     assert psnr(ours, plain) > 45 and left_out(handle.stats) >= 15 and len(handle.stats.evaluations) == STEPS
+
+
+def guided_loop(transformer, joined):
+    """Euler's steps; cond and uncond as one batch, uncond first, or each in a call and a context of its own."""
+    scheduler = SCHEDULERS["euler"]()
+    scheduler.set_timesteps(STEPS)
+    x, levels = NOISE, scheduler.sigmas.tolist()
+    uncond, cond = embed([""]), embed([PROMPT])
+    calls = [("cond_uncond", torch.cat([uncond, cond]))] if joined else [("uncond", uncond), ("cond", cond)]
+    with torch.no_grad():
+        for now, after in zip(levels[:-1], levels[1:], strict=True):
+            outs = []
+            for name, text in calls:
+                given = {"hidden_states": x.expand(len(text), -1, -1, -1, -1), "encoder_hidden_states": text}
+                timestep = torch.full((len(text),), 1000 * now)
+                with transformer.cache_context(name):
+                    outs.append(transformer(**given, timestep=timestep, return_dict=False)[0])
+            uncond, cond = torch.cat(outs).chunk(2)
+            x = x + (after - now) * (uncond + CFG * (cond - uncond))
+    transformer._reset_stateful_cache()
+    return codec.decode(x)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_conds_in_one_batch_are_those_in_calls_of_their_own(transformer, threshold):
+    found = []
+    for joined in (True, False):
+        handle = adapter.apply_foresight(transformer, ForecastConfig(threshold=threshold), steps=STEPS)
+        video = guided_loop(transformer, joined)
+        handle.remove()
+        calls = handle.stats.total / len(transformer.blocks)
+        assert calls == (STEPS if joined else 2 * STEPS)
+        found.append((video, [e.kind for e in handle.stats.evaluations]))
+    assert found[0][1] == found[1][1] and psnr(found[0][0], found[1][0]) > 80
