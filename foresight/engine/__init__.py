@@ -10,7 +10,8 @@ from .forecast import ForecastConfig
 from .prefix.policy import PaperConfig
 from .run import Run
 from .stats import RunStats
+from .tape import Restart
 
 METHODS: dict[str, type[Config]] = {config.name: config for config in (ForecastConfig, PaperConfig)}
 
-__all__ = ["METHODS", "Config", "ForecastConfig", "Offload", "PaperConfig", "Run", "RunStats"]
+__all__ = ["METHODS", "Config", "ForecastConfig", "Offload", "PaperConfig", "Restart", "Run", "RunStats"]

@@ -84,6 +84,13 @@ class Budget:
             sizes += f"{format_bytes(need.in_ram)} in RAM, the budgets are {_limit(self.device)} and {_limit(self.ram)}"
         return f"{need.what} need {sizes}"
 
+    def room(self, size: int, need: Need, offload: Offload) -> tuple[bool, torch.device | None]:
+        """Whether and where that much more may wait beside what is needed; None is the model's device."""
+        if offload.device is None and _fits(need.on_device + size, self.device):
+            return True, None
+        elsewhere, beside = offload.device or offload.fallback, need.in_ram if offload.device else 0
+        return elsewhere is not None and _fits(beside + size, self.ram), elsewhere
+
 
 def _fits(size: int, limit: int | None) -> bool:
     return limit is None or size == 0 or size <= limit  # what is free may be less than nothing

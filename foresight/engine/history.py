@@ -20,16 +20,14 @@ class History:
     Attributes:
         signature: Whatever must stay the same for a forecast to make sense.
         error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
-        distance: |u_m - u_n| that `error` was measured over.
         missed: D^ - D_m, while `error` is.
     """
 
     damping = DAMPING
 
-    def __init__(self, signature: Hashable):
-        self.signature = signature
+    def __init__(self, signature: Hashable, holds: bool):
+        self.signature, self._holds = signature, holds
         self.error: torch.Tensor | None = None
-        self.distance = 0.0
         self.missed: Tensors | None = None
         self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
         self._A = self._B = 0.0
@@ -38,6 +36,11 @@ class History:
     def ready(self) -> bool:
         """Whether there is a slope."""
         return len(self._computed) == 2
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the only output there is may be given again."""
+        return self._holds and len(self._computed) == 1
 
     @property
     def u_n(self) -> float:
@@ -55,7 +58,7 @@ class History:
 
     def forget(self) -> None:
         """Drop the older output: after a jump the slope says nothing."""
-        self._computed = self._computed[-1:]
+        self._computed, self._holds = self._computed[-1:], False
 
     @outside_graphs()
     def forecast(self, place: Place, device: torch.device) -> Tensors:
@@ -67,6 +70,8 @@ class History:
 
     def _line(self, r: float, device: torch.device) -> Tensors:
         """D_n + s r."""
+        if not self.ready:
+            return tuple(n.to(device, copy=True) for n in self.newest)
         (u_before, before), (u_n, newest) = self._computed
         r_in_gaps = r / (u_n - u_before)
         return tuple(n.to(device).lerp(b.to(device), -r_in_gaps) for n, b in zip(newest, before, strict=True))
@@ -91,12 +96,12 @@ class History:
         self.error, self.missed, given = None, None, output
         if self._computed and abs(place.position - self.u_n) < 1e-3:  # again at the same noise level (Heun)
             self._computed.pop()
-        elif self.ready:
+        elif self._computed:
             h = place.position - self.u_n
-            self.distance = abs(h)
-            line = self._line(self.reach(h), output[0].device)
-            self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
-            self.error = _relative(self.missed, unit)
+            if self.ready:
+                line = self._line(self.reach(h), output[0].device)
+                self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
+                self.error = _relative(self.missed, unit)
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0

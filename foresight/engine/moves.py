@@ -27,11 +27,13 @@ class Move:
         continues: It goes on from the last one. If not, nothing that was measured says anything about it.
         euler: The sampler has taken what it was given as Euler's step does.
         price: How much more of an output the sampler takes in than Euler's step would, at least 1.
+        idle: It was given its own latent again (CFG-Zero* does that at first), which says nothing about what comes.
     """
 
     continues: bool = True
     euler: bool = True
     price: float = 1.0
+    idle: bool = False
 
 
 class Track:
@@ -58,6 +60,10 @@ class Track:
         self._level, self._own, self._x = level, own, copied(x)
         self._d = given[: len(x)] if own else copied(given[: len(x)])
 
+    def arrive(self, x: Tensors, waits_on: torch.device | None) -> None:
+        """The sampler was started again, and has come to the same evaluation with another latent."""
+        self._x = tuple(t.detach().to(waits_on or t.device, copy=True) for t in x)
+
     def measure(self, x: Tensors) -> torch.Tensor | None:
         """<w, v>, <v, v> and <w, w> of every part and item of the batch, (3 n,) fp32; None where nothing is known."""
         if [t.shape for t in x] != [t.shape for t in self._x] or not x:
@@ -79,7 +85,8 @@ class Track:
         self._step = b if b > STANDING else self._step
         near = NEAR * self._step
         moves = [_judge(b, near, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
-        return Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
+        every, any_ = (all(getattr(m, x) for m in moves) for x in ("continues", "euler")), any(m.idle for m in moves)
+        return Move(*every, max(m.price for m in moves), any_)
 
 
 def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
@@ -88,6 +95,6 @@ def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
         return Move(continues=ww <= near**2 * vv, euler=ww <= (EULER * STANDING) ** 2 * vv)
     euler = residual <= (EULER * b) ** 2 * vv
     if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first
-        return Move(continues=ww == 0, euler=ww == 0)
+        return Move(continues=ww == 0, euler=ww == 0, idle=True)
     ratio = wv / vv / b
     return Move(ratio > UNRELATED, euler, max(1.0, ratio))

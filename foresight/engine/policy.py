@@ -13,6 +13,7 @@ from .compiler import outside_graphs
 from .config import Config
 from .schedule import Place
 from .stats import Evaluation
+from .tape import Tape
 from .tensors import Tensors
 
 
@@ -39,14 +40,18 @@ class Resources:
         fit: Asks the budget whether `Policy.need` fits; when it does not, the run is inactive from there on.
         deactivate: Ends the method for this run, with a reason for the user.
         lock: Held by the run while it begins a call; with several GPUs the calls of an evaluation run in threads.
+        room: Whether that many bytes beside `Policy.need` may wait somewhere, and where (None: the model's device).
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
+        tape: Where the host can start the sampler again, and corrections need it.
     """
 
     offload: Offload
     fit: Callable[[], bool]
     deactivate: Callable[[str], None]
     lock: threading.RLock
+    room: Callable[[int], tuple[bool, torch.device | None]] = lambda size: (True, None)
     blend: Blend | None = None
+    tape: Tape | None = None
 
 
 class BlockCall(Protocol):
@@ -73,6 +78,7 @@ class Policy:
         resources: What the run lends.
     """
 
+    replays = False  # whether it asks the host to start the sampler again
     rest = "the rest is computed in full"  # why most_reuse may be 0, behind "3 are warmup, and "
 
     def __init__(self, config: Config, steps: int | None, resources: Resources):
@@ -85,6 +91,17 @@ class Policy:
     def most_reuse(self, steps: int, warmup: int) -> int:
         """How many of `steps` denoising steps can be left out at the most, by schedule."""
         return 0
+
+    def outlook(self, places: Sequence[Place]) -> None:
+        """Be told where every step will stand, and the end of the run (one more than there are steps).
+
+        Told before the first evaluation, and again when that begins: a sampler may begin in the middle.
+        """
+
+    @property
+    def planned(self) -> int | None:
+        """How many steps will be computed, as far as that is known before the run."""
+        return None
 
     def check(self, trajectory: Hashable, latent: Tensors) -> None:
         """Be told what latent comes with the evaluation that begins, before `measured` is asked.
@@ -112,6 +129,13 @@ class Policy:
     ) -> Tensors:
         """What the sampler gets in this evaluation; arguments as in `Run.output`."""
         return compute()
+
+    def given(self, given: Tensors) -> None:
+        """Be told what the sampler gets in the end, where the host can start it again; may raise `Restart`."""
+
+    def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
+        """What the sampler was given in this evaluation before it was started again, or None; see `Tape`."""
+        return None
 
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int) -> BlockCall | None:
         """Begin one call of the model; None leaves the model untouched. Arguments as in `Run.begin_call`."""

@@ -13,6 +13,7 @@ from .config import Config
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .schedule import Phase, Schedule
 from .stats import Evaluation, Kind, RunStats
+from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
 
 _KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
@@ -35,6 +36,8 @@ class Run:
         first_step: The step with which this run begins, see `Schedule`.
         until: The level at which this run ends, see `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
+        over: Share of a whole run that is over at a noise level, see `Schedule`.
+        restartable: The host can start the sampler again, see `tape`, and the sampler does not take Euler's steps.
     """
 
     def __init__(
@@ -50,21 +53,26 @@ class Run:
         first_step: int | None = None,
         until: float = 0.0,
         blended: bool = False,
+        over: Callable[[float], float] | None = None,
+        restartable: bool = False,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation = -1
         self.kind: Kind = "plain"
-        self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until)
+        self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
         self._budget, self._offload = Budget(), offload or Offload()
         blend = Blend(flow=noise is not None) if blended else None
-        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, blend)
+        self._tape = Tape() if restartable else None
+        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, self._room, blend, self._tape)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, resources)
+        self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
         self._closed = False
         inactive = config.off_reason or inactive or self._why_never()
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
+        self.stats.planned = None if inactive else self._policy.planned
 
     def _why_never(self) -> str | None:
         reason, most, warmup = self._policy.why_never(), self.most_reuse, self._schedule.warmup
@@ -80,6 +88,11 @@ class Run:
         """How many steps can be left out at the most, by schedule; None if the host does not say how many there are."""
         steps, warmup = self._schedule.steps, self._schedule.warmup
         return None if steps is None else self._policy.most_reuse(steps, warmup)
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether the sampler may be started again in this run."""
+        return self._tape is not None and self._policy.replays and not self.stats.inactive
 
     # ---- what the host calls
 
@@ -103,6 +116,8 @@ class Run:
         if self.stats.inactive:
             return "plain"
         place = self._schedule.place(level)
+        if place.evaluation == 0:
+            self._policy.outlook(self._schedule.outlook())
         if place.phase == "after":
             self._policy.drop()
             return "plain"
@@ -145,6 +160,31 @@ class Run:
         self.note_bytes()
         self._fit()
         return given
+
+    def give(self, given: Tensors) -> None:
+        """Be told what the sampler gets in this evaluation in the end; for hosts that can start it again.
+
+        Raises:
+            Restart: it should be started again.
+        """
+        if not self.stats.inactive and self.kind != "plain":
+            try:
+                self._policy.given(given)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._tape.give_up("out of memory while keeping the outputs of the run")
+            finally:
+                self.stats.restarts = self._tape.restarts
+                self.stats.uncorrected = self._tape.broken
+
+    def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
+        """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.
+
+        Raises:
+            Restart: the sampler should be started again, to check it.
+        """
+        return None if self.stats.inactive else self._policy.answer(level, latent)
 
     @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
@@ -248,6 +288,9 @@ class Run:
         if reason is not None:
             self.deactivate(reason)
         return reason is None
+
+    def _room(self, size: int) -> tuple[bool, torch.device | None]:
+        return self._budget.room(size, self._policy.need(), self._offload)
 
     @outside_graphs()
     def deactivate(self, reason: str) -> None:

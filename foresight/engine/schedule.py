@@ -10,7 +10,8 @@ from .config import Config
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
-AUTO_WARMUP_MIN = 3  # paper: lambda needs two changes, one is too noisy. forecast: an output, a slope, a measured error
+AUTO_WARMUP_MIN = 3  # lambda needs two changes, and one is too noisy
+TYPICAL = 30  # steps of a run, where nobody says how many there are
 
 Phase = Literal["warmup", "before", "within", "after"]
 
@@ -25,6 +26,7 @@ class Place:
         since_warmup: Evaluations since warmup ended; None while it lasts.
         level: The noise level; None where the host gives none.
         position: u, in steps of the schedule from its beginning.
+        tau: Share of a whole run that is over, 0..1; a run that begins with a noisy video begins in its middle.
         noise: Share of noise in the sampler's latent, 0..1 (sigma of a flow model).
         share: Share of noise that this step removes.
         a: The sampler's step is x <- a x + b D; only a / b and the ratios of successive b matter.
@@ -38,6 +40,7 @@ class Place:
     since_warmup: int | None
     level: float | None
     position: float
+    tau: float
     noise: float
     share: float
     a: float
@@ -61,6 +64,7 @@ class Schedule:
         noise: Share of noise (0..1) in the sampler's latent at a level; the level over the first one by default.
         region: (highest, lowest) level of start_percent..end_percent; None takes the share of the steps, or of the
             noise level.
+        over: Share of a whole run that is over at a level; the share of this run's steps by default.
         first_step: Where levels are unknown, the step with which this run begins, if that is known.
         until: Where levels are unknown, the level at which this run ends; another model may go on from there.
     """
@@ -74,11 +78,12 @@ class Schedule:
         region: tuple[float, float] | None = None,
         first_step: int | None = None,
         until: float = 0.0,
+        over: Callable[[float], float] | None = None,
     ):
         self._levels = _without_padding(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
         self.warmup = config.warmup_of(self.steps)
-        self._noise, self._region = noise, region
+        self._noise, self._region, self._over = noise, region, over
         self._percents = config.start_percent, config.end_percent
         self._evaluation = -1
         self._warm_at: int | None = None  # the first evaluation after warmup
@@ -113,6 +118,25 @@ class Schedule:
         *where, last = self._unscheduled(level)
         return place(*where, last=last)
 
+    def outlook(self) -> list[Place]:
+        """Where the first evaluation of every step will stand, and the end of the run, as far as that is known now.
+
+        Where the levels are unknown, the steps are taken to be even; where their number is too, it is `TYPICAL`.
+        """
+        steps = self.steps or (TYPICAL if self.steps is None else 0)
+        first = self._first_step if self._levels is None else self._start or 0
+        places = []
+        for k in range(steps + 1):
+            level = self._levels[k] if self._levels is not None else None
+            if self._levels is not None:
+                where = self._scheduled(level)
+            else:
+                where = float(k), k / max(1, steps), 1 - k / max(1, steps), 1 / max(1, steps), 1.0, 1.0
+            warming = k - first < (self.warmup or AUTO_WARMUP_MIN)
+            phase = "warmup" if warming else self._part(level, k)
+            places.append(Place(k, phase, None, level, *where))
+        return places
+
     @property
     def rises(self) -> bool:
         """Whether the levels rise anywhere: that is no denoising, so that nothing here holds."""
@@ -137,29 +161,33 @@ class Schedule:
         # Heun evaluates twice a step, the second time at the next step's level: that one still belongs to warmup
         return step < self.warmup or step == self.warmup and self._evaluation < self.warmup * self._visits[step - 1]
 
-    def _part(self, level: float | None) -> Phase:
+    def _part(self, level: float | None, step: int | None = None) -> Phase:
         if self._region is not None and level is not None:
             before, after = level > self._region[0], level <= self._region[1]
         else:
-            percent = self._passed(level) if self.steps is None else self._step(level) / self.steps
+            step = self._step(level) if step is None else step
+            percent = self._passed(level) if self.steps is None else step / self.steps
             before, after = percent < self._percents[0], percent >= self._percents[1]
         return "after" if after else "before" if before else "within"
 
-    def _scheduled(self, level: float) -> tuple[float, float, float, float, float]:
+    def _scheduled(self, level: float) -> tuple[float, float, float, float, float, float]:
         index = min(max(self._step(level), 0), self.steps - 1)
         here, following = self._levels[index : index + 2]
         within = (here - level) / (here - following) if here > following else 0.0
         a = min(following / level, 1.0) if level else 0.0
         noise = self._noise or (lambda x: x / self._levels[0] if self._levels[0] else 0.0)
         share = max(0.0, noise(level) - noise(following))
-        return index + min(1.0, max(0.0, within)), noise(level), share, a, 1.0 - a
+        position = index + min(1.0, max(0.0, within))
+        tau = self._over(level) if self._over is not None else position / self.steps
+        return position, tau, noise(level), share, a, 1.0 - a
 
-    def _unscheduled(self, level: float | None) -> tuple[float, float, float, float, float, bool]:
+    def _unscheduled(self, level: float | None) -> tuple[float, float, float, float, float, float, bool]:
         """The same where the host does not tell its levels, and whether this one is the last."""
         if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
+        tau = self._position / (self.steps or TYPICAL)
         if level is None:
-            return self._position, 0.5, 1 / (self.steps or 50), 1.0, 1.0, False
+            return self._position, tau, 0.5, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
         if not self._seen or level != self._seen[-1]:
             self._seen = [*self._seen[-2:], level]
         following = self._following(level)
@@ -167,10 +195,10 @@ class Schedule:
         last = level <= 0 or (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
         if self._noise is None:  # nothing is known of what the sampler does with an output
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
-            return self._position, noise[0], noise[0] - noise[1], 1.0, 1.0, last
+            return self._position, tau, noise[0], noise[0] - noise[1], 1.0, 1.0, last
         noise, a = self._noise(level), following / level if level else 0.0
         last |= self.steps is None and noise <= LOWEST
-        return self._position, noise, noise - self._noise(following), a, 1.0 - a, last
+        return self._position, tau, noise, noise - self._noise(following), a, 1.0 - a, last
 
     def _following(self, level: float) -> float:
         """The level that comes next, if steps go on growing or shrinking as the last two did."""

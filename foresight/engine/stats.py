@@ -72,6 +72,9 @@ class RunStats:
         peak_bytes: Most memory that the stored features held at once.
         inactive: Why nothing was left out from some point on, or None.
         in_ram: Whether stored tensors waited in RAM.
+        planned: Denoising steps that were to be computed, by the plan before the run; None where there was none.
+        restarts: How often the sampler was started again with better outputs.
+        uncorrected: Why forecasts were not corrected from some point on, or None.
     """
 
     config: Config
@@ -81,6 +84,9 @@ class RunStats:
     peak_bytes: int = 0
     inactive: str | None = None
     in_ram: bool = False
+    planned: int | None = None
+    restarts: int = 0
+    uncorrected: str | None = None
 
     @property
     def reused(self) -> int:
@@ -130,7 +136,7 @@ class RunStats:
         """The figures of the run as a whole: of the log, of the live map and of the report alike."""
         counted = "reused", "total", "reuse_ratio", "block_speedup"
         measured = "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"
-        own = "steps", "warmup_steps", "inactive", "in_ram"
+        own = "steps", "warmup_steps", "planned", "restarts", "uncorrected", "inactive", "in_ram"
         return {name: getattr(self, name) for name in (*counted, *measured, *own)}
 
     def to_dict(self, first: int = 0, end: int | None = None) -> dict:

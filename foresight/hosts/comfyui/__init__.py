@@ -62,7 +62,7 @@ class _Template:
         self.config, self._shown_id = config, shown_id or node_id
         self.newest: Newest[live.Watcher] = Newest(node_id)  # figures only, no tensors
 
-    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         guider = executor.class_obj
         run = SamplerRun(
             self.config,
@@ -72,12 +72,13 @@ class _Template:
             watch=lambda: watcher.update(),
             shapes=kwargs.get("latent_shapes"),
             sampler=sampler,
+            denoise_mask=denoise_mask,
         )
         watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
         found = guider.model_options
         guider.model_options = run.install(found)
         try:
-            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             guider.model_options = found
             stats = run.end()

@@ -26,31 +26,38 @@ class Parts:
         together = len(self._sizes) > 1 and packed.shape[-1] == sum(self._sizes)
         return packed.split(self._sizes, -1) if together else (packed,)
 
-    def join(self, parts: Tensors) -> torch.Tensor:
-        """The packed latent again."""
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    def join(self, parts: Tensors) -> Tensors:
+        """The packed latents that these are the parts of, in turn."""
+        count = max(1, len(self._sizes))
+        return tuple(
+            torch.cat(parts[i : i + count], -1) if count > 1 else parts[i] for i in range(0, len(parts), count)
+        )
 
 
 class SamplerFunctions:
     """The post-CFG functions that a sampler brings for itself, as CFG++ does to learn the uncond.
 
     They are called in every evaluation. In one that is left out they are given forecasts.
+
+    Attributes:
+        given: What they were given in the newest evaluation, denoised first; empty where the sampler has none.
     """
 
     def __init__(self):
+        self.given: Tensors = ()
         self._args: dict = {}  # what ComfyUI gave them last, but for the latents
         self._names: list[str] = []  # of the latents among it
         self._latents: Tensors = ()
 
     @staticmethod
-    def among(model_options: dict, model_has: int) -> list[Callable]:
-        """The sampler's own functions, which stand behind the `model_has` ones that the model has."""
-        return model_options.get(POST_CFG, [])[model_has:]
+    def among(model_options: dict, guider: object) -> list[Callable]:
+        """The sampler's own functions, which stand behind those that the guider's model has."""
+        return model_options.get(POST_CFG, [])[_of_model(guider) :]
 
-    def watched(self, model_options: dict, model_has: int) -> dict:
+    def watched(self, model_options: dict, guider: object) -> dict:
         """The options with a function of ours before the sampler's own, which sees what these are given."""
-        found = model_options[POST_CFG]
-        return {**model_options, POST_CFG: [*found[:model_has], self._see, *found[model_has:]]}
+        found, has = model_options[POST_CFG], _of_model(guider)
+        return {**model_options, POST_CFG: [*found[:has], self._see, *found[has:]]}
 
     def _see(self, args: dict) -> torch.Tensor:
         self._names = [name for name in _LATENTS if isinstance(args.get(name), torch.Tensor)]
@@ -60,12 +67,17 @@ class SamplerFunctions:
 
     def take(self) -> Tensors:
         """What they were given in this evaluation: denoised first; empty where nobody has called them."""
-        latents, self._latents = self._latents, ()
-        return latents
+        self.given, self._latents = self._latents, ()
+        return self.given
 
     def call(self, functions: list[Callable], latents: Tensors, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Call them with these in place of what they would be given; the denoised latent that they leave."""
+        self.given = latents
         args = {**self._args, **dict(zip(self._names, latents, strict=True)), "sigma": sigma, "input": x}
         for function in functions:
             args["denoised"] = function(args)
         return args["denoised"]
+
+
+def _of_model(guider: object) -> int:
+    return len(getattr(guider, "model_options", {}).get(POST_CFG, []))

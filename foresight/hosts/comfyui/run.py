@@ -19,7 +19,8 @@ from ..blocks import Section, UnsupportedModel, family_of
 from . import memory
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
-from .outputs import POST_CFG, Parts, SamplerFunctions
+from .outputs import Parts, SamplerFunctions
+from .replay import Replay, takes_euler_steps
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
@@ -38,6 +39,7 @@ class SamplerRun:
         watch: Called at the beginning of every evaluation.
         shapes: Of the parts of a packed latent.
         sampler: ComfyUI's object of it.
+        denoise_mask: What of the latent is to be sampled; None for all.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SamplerRun:
         watch: Callable[[], None] | None = None,
         shapes: Sequence[Sequence[int]] | None = None,
         sampler: object = None,
+        denoise_mask: torch.Tensor | None = None,
     ):
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
@@ -68,9 +71,11 @@ class SamplerRun:
             offload=offload,
             inactive=_why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
+            restartable=not takes_euler_steps(sampler, denoise_mask),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
+        self._replay = Replay(self._run, self._parts, self._functions)
         self._watch = watch
 
     @property
@@ -89,6 +94,8 @@ class SamplerRun:
             (WrappersMP.APPLY_MODEL, self._apply_model),
         ):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
+        if self._run.may_restart:
+            self._replay.install(options)
         return options
 
     def end(self) -> RunStats | None:
@@ -129,9 +136,8 @@ class SamplerRun:
         if self._run.kind == "plain":
             return executor(x, timestep, options, seed)
         guider = executor.class_obj
-        has = len(getattr(guider, "model_options", {}).get(POST_CFG, []))
-        functions = self._functions.among(options, has)
-        computed, seen = [], self._functions.watched(options, has) if functions else options
+        functions = self._functions.among(options, guider)
+        computed, seen = [], self._functions.watched(options, guider) if functions else options
 
         def compute() -> Tensors:
             computed.append(executor(x, timestep, seen, seed))
@@ -146,9 +152,8 @@ class SamplerRun:
         outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
         if functions and computed:
             return computed[0]  # as the sampler's functions have left it
-        count = len(parts)
-        latents = [self._parts.join(outputs[i : i + count]) for i in range(0, len(outputs), count)]
-        return self._functions.call(functions, tuple(latents), timestep, x) if functions else latents[0]
+        latents = self._parts.join(outputs)
+        return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._keys.begin_pass()

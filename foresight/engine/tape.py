@@ -1,0 +1,156 @@
+"""What a sampler was given in each evaluation, so that it can be started again with better outputs: replay.
+
+A sampler is a function of its first latent, its noise levels, its seed and the outputs that it is given. Say that the
+evaluations between n and m were left out, and that m is computed now. The outputs left out are then known better, on
+the line between D_n and D_m. They take the place of the forecasts, the host starts the sampler again from its
+beginning, and evaluations 0 to m are answered from here, without the model. So the sampler comes to m with the latent,
+and with the memory of earlier outputs, that better forecasts would have led it to, whatever its order.
+
+That a sampler is such a function is checked: as long as it is given the same, it must come with the same latents. The
+first check is at the second evaluation of a run, when other noise than before spoils nothing yet.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from .compiler import outside_graphs
+from .tensors import Tensors
+
+OWN_NOISE = "the sampler draws noise that no seed repeats"
+
+
+class Restart(BaseException):
+    """Asks the host to start the sampler again. No `except Exception` of a sampler may swallow it."""
+
+
+@dataclass
+class _Entry:
+    """One evaluation; what it gave the sampler is filled in at its end.
+
+    Attributes:
+        arrived: Noise level and sum of squares of the latent that came, (2,) on the device.
+        u: Position in the schedule.
+    """
+
+    arrived: torch.Tensor
+    trajectory: Hashable = None
+    u: float = 0.0
+    left_out: bool = False
+    given: Tensors = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the sampler was given in an evaluation, as fresh tensors.
+
+    Attributes:
+        newest: It is the newest evaluation of its trajectory, from which the run goes on.
+    """
+
+    given: Tensors
+    trajectory: Hashable
+    newest: bool
+
+
+class Tape:
+    """The evaluations of a run, in order.
+
+    Attributes:
+        broken: Why the sampler is not started again any more, or None.
+        restarts: How often it was started again with better outputs.
+    """
+
+    def __init__(self):
+        self.broken: str | None = None
+        self.restarts = 0
+        self._entries: list[_Entry] = []
+        self._at = 0  # evaluations since the sampler was started
+        self._same = 1  # up to this entry, the sampler must come with the latents of its last start
+        self._checked = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(x.nbytes for entry in self._entries for x in entry.given)
+
+    def give_up(self, why: str) -> None:
+        """Start the sampler no more, and give all memory back."""
+        self.broken, self._entries = self.broken or why, []
+
+    @outside_graphs()
+    def answer(self, level: torch.Tensor, latent: Tensors) -> Answer | None:
+        """What the sampler was given in the evaluation that begins; None where the model has to say.
+
+        Raises:
+            Restart: the sampler is to be started again, in order to check it.
+        """
+        index, self._at = self._at, self._at + 1
+        if self.broken:
+            return None
+        squares = sum(x.detach().float().square().sum() for x in latent)
+        arrived = torch.stack([level.detach().float().max(), squares])
+        if index < len(self._entries):
+            self._compare(index, arrived)
+        if index < len(self._entries) and self._entries[index].given:
+            return self._answer(index, latent[0].device)
+        if not self.broken and index == len(self._entries):
+            self._entries.append(_Entry(arrived))
+        if index == 1 and not self._checked:
+            self._checked, self._at = True, 0
+            raise Restart
+        return None
+
+    def _compare(self, index: int, arrived: torch.Tensor) -> None:
+        """Compare what comes with what came before the sampler was started again; where it differs, the tape ends."""
+        before = self._entries[index].arrived
+        level, squares, level_before, squares_before = torch.cat([arrived, before]).tolist()
+        if level != level_before:
+            del self._entries[index:]
+        elif index <= self._same and squares != squares_before:
+            self.give_up(OWN_NOISE)
+        else:
+            self._entries[index].arrived = arrived
+
+    def _answer(self, index: int, device: torch.device) -> Answer:
+        entry, later = self._entries[index], self._entries[index + 1 :]
+        newest = all(other.trajectory != entry.trajectory for other in later)
+        return Answer(tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory, newest)
+
+    @outside_graphs()
+    def note(
+        self, trajectory: Hashable, u: float, left_out: bool, given: Tensors, device: torch.device | None
+    ) -> None:
+        """Write down what the sampler is given in this evaluation; copies wait on `device`, None for where it is."""
+        if self._entries and not self._entries[-1].given:
+            entry = self._entries[-1]
+            entry.trajectory, entry.u, entry.left_out = trajectory, u, left_out
+            entry.given = tuple(x.detach().to(device or x.device, copy=True) for x in given)
+
+    @outside_graphs()
+    def mend(self) -> None:
+        """Replace what was left out just before the newest evaluation, which is computed, and start the sampler again.
+
+        Raises:
+            Restart: something was replaced.
+        """
+        newest = self._entries[-1] if self._entries else None
+        gap = []
+        for index in reversed(range(len(self._entries) - 1)):
+            entry = self._entries[index]
+            if entry.trajectory != newest.trajectory:
+                continue
+            if not entry.left_out:
+                break
+            gap.append(index)
+        else:
+            return
+        if not gap:
+            return
+        for left_out in (self._entries[i] for i in gap):
+            share = (left_out.u - entry.u) / (newest.u - entry.u) if newest.u > entry.u else 1.0
+            ends = zip(entry.given, newest.given, strict=True)
+            left_out.given = tuple(a.to(b.device).lerp(b, share) for a, b in ends)
+        self._same, self._at, self.restarts = gap[-1], 0, self.restarts + 1
+        raise Restart

@@ -1,0 +1,86 @@
+"""One way through the noise levels: what was computed, what it showed, and what was left out since."""
+
+import math
+from collections.abc import Hashable
+
+from .history import History
+from .moves import Move, Track
+from .plan import curvature
+
+PRIOR = 1.0  # how many measurements the expectation is worth
+MOST = 32.0  # one measurement can change the scale by this factor at most, up or down
+JUMP = 8.0  # an error this many times the expected one is a jump
+ROUNDING = 0.01  # an error up to this is never a jump
+
+
+class Trajectory:
+    """The state of a way through the noise levels. A run has one, but for samplers that follow two latents (FlowEdit).
+
+    Attributes:
+        histories: By output.
+        track: Where its latent was last.
+        move: How it came to the evaluation under way.
+        u_n: Position of the evaluation computed last.
+        next: The step to compute next, None before it is planned.
+        in_a_row: How many evaluations were left out since the last computed.
+        euler: Whether all moves since then were Euler's.
+        alert: The evaluation computed last was a jump.
+    """
+
+    def __init__(self):
+        self.track = Track()
+        self.forget()
+
+    def forget(self) -> None:
+        """What was measured says nothing about what comes."""
+        self.histories: dict[Hashable, History] = {}
+        self.move = Move()
+        self._evidence: list[float] = []  # log(K measured / K expected)
+        self._taus: list[float] = []  # of the last three computed
+        self.alert = False
+        self.begin_gap(0.0, None)
+
+    def begin_gap(self, u_n: float, tau_n: float | None) -> None:
+        """The evaluation at u_n is computed."""
+        if tau_n is not None and (not self._taus or abs(u_n - self.u_n) > 1e-3):
+            self._taus = [*self._taus[-2:], tau_n]
+        self.u_n = u_n
+        self.next: int | None = None
+        self.in_a_row = 0
+        self.euler = True
+
+    def learn(self, errors: list[float]) -> None:
+        """Take in what the forecasts for the evaluation computed last have missed."""
+        error = max(errors, default=0.0) if all(map(math.isfinite, errors)) else math.inf
+        self.alert = False
+        if not error or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
+            return
+        before, n, m = self._taus
+        expected = curvature((n + m) / 2) * (m - n) * (m - before)
+        self.alert = error > max(JUMP * expected * self._bend, ROUNDING)
+        self._evidence.append(math.log(min(max(error / expected, 1 / MOST), MOST)))
+        if self.alert:
+            for history in self.histories.values():
+                history.forget()
+
+    @property
+    def _bend(self) -> float:
+        """K of this run over the one that is expected; at least 1, so that no run computes less than was planned."""
+        return max(1.0, math.exp(sum(self._evidence) / (len(self._evidence) + PRIOR)))
+
+    def take(self, move: Move) -> None:
+        """The way on to the next evaluation."""
+        if not move.continues:
+            self.forget()
+        self.move = move
+        self.euler &= move.euler
+
+    @property
+    def scale(self) -> float:
+        """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
+        return self._bend * self.move.price
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return self.track.nbytes + sum(history.nbytes for history in self.histories.values())

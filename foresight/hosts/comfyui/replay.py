@@ -1,0 +1,122 @@
+"""Starting a sampler again with better outputs in place of forecasts, so that nobody but the sampler notices."""
+
+from collections.abc import Callable
+
+import comfy.k_diffusion.sampling
+import comfy.patcher_extension
+import torch
+from tqdm.auto import tqdm
+
+from ...engine import Restart, Run
+from .outputs import Parts, SamplerFunctions
+
+KEY = "foresight_replay"
+WrappersMP = comfy.patcher_extension.WrappersMP
+
+
+def takes_euler_steps(sampler: object, denoise_mask: torch.Tensor | None) -> bool:
+    """Whether forecasts can be paid back to a sampler without starting it again."""
+    function, options = getattr(sampler, "sampler_function", None), getattr(sampler, "extra_options", {})
+    euler = function is comfy.k_diffusion.sampling.sample_euler and not options.get("s_churn")
+    return euler and denoise_mask is None  # with a mask, the model's latent is not the sampler's
+
+
+class Replay:
+    """The two wrappers that start a sampler again when the run asks for it.
+
+    Around the model it is outermost, so that other wrappers do not see what is answered from the tape. Around the
+    sampler it is innermost, so that they see one sampler run.
+
+    Args:
+        run: The engine's.
+        parts: Of the latent.
+        functions: Of the sampler; they are called in a replayed evaluation too.
+    """
+
+    def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
+        self._run, self._parts, self._functions = run, parts, functions
+
+    def install(self, options: dict) -> None:
+        """Put the wrappers into a clone of model options, behind and before all others."""
+        add = comfy.patcher_extension.add_wrapper_with_key
+        add(WrappersMP.SAMPLER_SAMPLE, KEY, self._sampler_sample, options, is_model_options=True)
+        add(WrappersMP.PREDICT_NOISE, KEY, self._predict_noise, options, is_model_options=True)
+        wrappers = options["transformer_options"]["wrappers"]
+        others = wrappers[WrappersMP.PREDICT_NOISE]
+        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: others.pop(KEY), **others}
+
+    def _sampler_sample(
+        self,
+        executor,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
+    ):
+        restore = _random_state(noise.device)
+        with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
+            seen = _Progress(callback, bar)
+            while True:
+                latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
+                args = model_wrap, sigmas, dict(extra_args), seen.start(), noise.clone(), latent, denoise_mask, True
+                try:
+                    return executor(*args)
+                except Restart:
+                    restore()
+
+    def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        options = model_options or {}
+        given = self._run.answer(timestep, self._parts.split(x))
+        if given is not None:
+            return self._replayed(executor.class_obj, options, given, timestep, x)
+        result = executor(x, timestep, options, seed)
+        latents = (result, *self._functions.given)
+        self._run.give(tuple(part for latent in latents for part in self._parts.split(latent)))
+        return result
+
+    def _replayed(self, guider, options: dict, given: tuple, timestep: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        result, *latents = self._parts.join(given)
+        functions = self._functions.among(options, guider)
+        if functions and latents:
+            self._functions.call(functions, tuple(latents), timestep, x)
+        return result
+
+
+class _Progress:
+    """Passes on each report of the sampler once, however often it is started."""
+
+    def __init__(self, callback: Callable | None, bar: tqdm):
+        self._callback, self._bar = callback, bar
+        self._passed = self._reports = 0
+
+    def start(self) -> Callable:
+        """The callback for a sampler that begins."""
+        self._reports = 0
+        return self._report
+
+    def _report(self, step: int, *args) -> None:
+        self._reports += 1
+        if self._reports <= self._passed:
+            return
+        self._passed = self._reports
+        self._bar.update(step + 1 - self._bar.n)
+        if self._callback is not None:
+            self._callback(step, *args)
+
+
+def _random_state(device: torch.device) -> Callable[[], None]:
+    """Restores torch's random numbers as they are now: not every sampler has a seed of its own."""
+    module = getattr(torch, device.type, None)
+    states = [(torch.set_rng_state, torch.get_rng_state())]
+    if device.type != "cpu" and hasattr(module, "get_rng_state"):
+        states.append((module.set_rng_state, module.get_rng_state()))
+
+    def restore() -> None:
+        for put, state in states:
+            put(state)
+
+    return restore
