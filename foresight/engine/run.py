@@ -10,6 +10,7 @@ from .blend import Blend
 from .budget import Budget, Offload
 from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
+from .counted import Counted
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .schedule import Phase, Schedule
 from .stats import Evaluation, Kind, RunStats
@@ -29,14 +30,10 @@ class Run:
         config: The user's settings.
         schedule: Noise levels of the run, first to last (steps + 1 values, falling), if the host knows them.
         steps: Number of denoising steps, if only that is known.
-        region: (highest, lowest) noise level of start_percent..end_percent, see `Schedule`.
-        noise: Share of noise (0..1) in the sampler's latent at a noise level, see `Schedule`.
         offload: Where stored tensors wait between their uses; with the model by default.
         inactive: Why the host knows that the method must not be used in this run, or None.
-        first_step: The step with which this run begins, see `Schedule`.
-        until: The level at which this run ends, see `Schedule`.
+        region, noise, first_step, until, over: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
-        over: Share of a whole run that is over at a noise level, see `Schedule`.
         restartable: The host can start the sampler again, see `tape`, and the sampler does not take Euler's steps.
     """
 
@@ -146,7 +143,7 @@ class Run:
         """
         if self.kind == "plain":
             return compute()
-        counted = _Counted(compute, self.stats.evaluations[-1])
+        counted = Counted(compute, self.stats.evaluations[-1])
         try:
             given = self._policy.output(key, signature, counted, device, unit)
         except RuntimeError as error:
@@ -167,16 +164,16 @@ class Run:
         Raises:
             Restart: it should be started again.
         """
-        if not self.stats.inactive and self.kind != "plain":
-            try:
-                self._policy.given(given)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._tape.give_up("out of memory while keeping the outputs of the run")
-            finally:
-                self.stats.restarts = self._tape.restarts
-                self.stats.uncorrected = self._tape.broken
+        if self.stats.inactive or self.kind == "plain":
+            return
+        try:
+            self._policy.given(given)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._tape.give_up("out of memory while keeping the outputs of the run")
+        finally:
+            self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
         """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.
@@ -260,11 +257,6 @@ class Run:
         self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
         return level
 
-    @staticmethod
-    def read_level(level: torch.Tensor | float | None) -> float | None:
-        """A noise level that is read on its own, before there is a run; of several, as tokens may have, the highest."""
-        return float(level.detach().float().max()) if isinstance(level, torch.Tensor) else level
-
     # ---- budget and record
 
     def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
@@ -308,26 +300,3 @@ class Run:
     def note_bytes(self, extra: int = 0) -> None:
         """Record how much is held at this moment; `extra` is held by a call."""
         self.stats.peak_bytes = max(self.stats.peak_bytes, self.held_bytes + extra)
-
-
-class _Counted:
-    """Computes an output, and counts the block calls that this takes.
-
-    Attributes:
-        calls: Block calls by block, None while nothing was computed.
-        failed: The computing has raised an error, which is the host's own.
-    """
-
-    def __init__(self, compute: Callable[[], Tensors], evaluation: Evaluation):
-        self._compute, self._evaluation = compute, evaluation
-        self.calls: list[int] | None = None
-        self.failed = False
-
-    @outside_graphs(recursive=False)
-    def __call__(self) -> Tensors:
-        before, self.failed = list(self._evaluation.computed), True
-        self.result = self._compute()
-        before += [0] * (len(self._evaluation.computed) - len(before))
-        self.calls = [n - m for n, m in zip(self._evaluation.computed, before, strict=True)]
-        self.failed = False
-        return self.result

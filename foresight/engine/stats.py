@@ -157,4 +157,11 @@ class RunStats:
             f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
             f"held {format_bytes(self.peak_bytes)}{' (hidden states in RAM)' if self.in_ram else ''}"
         )
+        line += f", plan: {self.plan}" if self.planned is not None else ""
+        line += f"; forecasts not corrected: {self.uncorrected}" if self.uncorrected else ""
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
+
+    @property
+    def plan(self) -> str:
+        """What the run means to compute, as a part of a sentence."""
+        return f"{self.planned} of {self.steps} steps computed, {self.steps / max(1, self.planned):.2f}x"

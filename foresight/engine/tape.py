@@ -119,9 +119,7 @@ class Tape:
         return Answer(tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory, newest)
 
     @outside_graphs()
-    def note(
-        self, trajectory: Hashable, u: float, left_out: bool, given: Tensors, device: torch.device | None
-    ) -> None:
+    def note(self, trajectory: Hashable, u: float, left_out: bool, given: Tensors, device: torch.device | None) -> None:
         """Write down what the sampler is given in this evaluation; copies wait on `device`, None for where it is."""
         if self._entries and not self._entries[-1].given:
             entry = self._entries[-1]

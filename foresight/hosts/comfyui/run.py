@@ -71,6 +71,7 @@ class SamplerRun:
             offload=offload,
             inactive=_why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
+            over=functools.partial(_share_over, model_sampling),
             restartable=not takes_euler_steps(sampler, denoise_mask),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
@@ -115,7 +116,10 @@ class SamplerRun:
         if not self._run.stats.inactive:
             held = f"about {format_bytes(need)} will be held"
             held = held if need else "the memory held is known after the first evaluation"
-            log.info("Foresight: at most %d of %d steps can be reused, %s", self._run.most_reuse, self._steps, held)
+            plan = f"at most {self._run.most_reuse} of {self._steps} steps can be reused"
+            if self.stats.planned is not None:
+                plan = f"plan: {self.stats.plan}"
+            log.info("Foresight: %s, %s", plan, held)
         if need and usual:
             model.memory_usage_factor = found * (usual + need) / usual
         try:
@@ -224,6 +228,15 @@ def _flow_noise(sigma: float) -> float:
 def _variance_noise(sigma: float) -> float:
     """Share of noise of every other model, x = x_0 + sigma noise."""
     return sigma / (1 + sigma)
+
+
+def _share_over(model_sampling, sigma: float) -> float:
+    """Share of a whole run of the model that is over at a noise level: the percent that has this sigma, as 0..1."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
+    return (low + high) / 2
 
 
 def _why_not(sampler: object) -> str | None:

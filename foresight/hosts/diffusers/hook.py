@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
-from ...engine.tensors import Tensors
+from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..blocks import family_of
 from .families import FAMILIES
@@ -108,7 +108,7 @@ class ForesightHook(ModelHook):
     def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
         parts = tuple(x.chunk(self._conds_of(name, latents))[0] for x in latents)
         checked = self._run is not None
-        level = self._run.read_back(level, parts) if checked else Run.read_level(level)
+        level = self._run.read_back(level, parts) if checked else read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
             self.end_run()
