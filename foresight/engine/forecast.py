@@ -145,7 +145,7 @@ class Forecast(Policy):
         """Whether an evaluation that the user's settings would let go is computed all the same."""
         now, step = self._now, int(place.position + 1e-3)
         known = now.histories and all(h.ready or h.may_hold for h in now.histories.values())
-        if not known or now.alert or now.move.idle or now.in_a_row >= self._most_in_a_row or place.last and self.last:
+        if not known or now.move.idle or now.in_a_row >= self._most_in_a_row or place.last and self.last:
             return True
         if now.next is None:
             now.next = self._next()

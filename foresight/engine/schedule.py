@@ -125,7 +125,7 @@ class Schedule:
         """
         steps = self.steps or (TYPICAL if self.steps is None else 0)
         first = self._first_step if self._levels is None else self._start or 0
-        places = []
+        places, noisy = [], self._levels is not None and self._levels[-1] > 0
         for k in range(steps + 1):
             level = self._levels[k] if self._levels is not None else None
             if self._levels is not None:
@@ -134,7 +134,7 @@ class Schedule:
                 where = float(k), k / max(1, steps), 1 - k / max(1, steps), 1 / max(1, steps), 1.0, 1.0
             warming = k - first < (self.warmup or AUTO_WARMUP_MIN)
             phase = "warmup" if warming else self._part(level, k)
-            places.append(Place(k, phase, None, level, *where))
+            places.append(Place(k, phase, None, level, *where, ends_noisy=noisy))
         return places
 
     @property

@@ -24,7 +24,6 @@ class Trajectory:
         next: The step to compute next, None before it is planned.
         in_a_row: How many evaluations were left out since the last computed.
         euler: Whether all moves since then were Euler's.
-        alert: The evaluation computed last was a jump.
     """
 
     def __init__(self):
@@ -37,7 +36,6 @@ class Trajectory:
         self.move = Move()
         self._evidence: list[float] = []  # log(K measured / K expected)
         self._taus: list[float] = []  # of the last three computed
-        self.alert = False
         self.begin_gap(0.0, None)
 
     def begin_gap(self, u_n: float, tau_n: float | None) -> None:
@@ -52,16 +50,15 @@ class Trajectory:
     def learn(self, errors: list[float]) -> None:
         """Take in what the forecasts for the evaluation computed last have missed."""
         error = max(errors, default=0.0) if all(map(math.isfinite, errors)) else math.inf
-        self.alert = False
         if not error or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
             return
         before, n, m = self._taus
         expected = curvature((n + m) / 2) * (m - n) * (m - before)
-        self.alert = error > max(JUMP * expected * self._bend, ROUNDING)
+        jump = error > max(JUMP * expected * self._bend, ROUNDING)
         self._evidence.append(math.log(min(max(error / expected, 1 / MOST), MOST)))
-        if self.alert:
+        if jump:
             for history in self.histories.values():
-                history.forget()
+                history.forget()  # so that what comes next is computed
 
     @property
     def _bend(self) -> float:

@@ -3,20 +3,25 @@
 It shares the constants of the method with the engine, and nothing else.
 """
 
+import functools
 import math
 
+import comfy.k_diffusion.sampling
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 
-from foresight.engine import forecast, history, moves
-from support.situations import WARMUP
+from foresight.engine import forecast, history, moves, plan, trajectory
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
 def reach(h):
     return h / (1 + max(h, 0) / history.DAMPING)
+
+
+class Again(BaseException):
+    pass
 
 
 class Reference:
@@ -26,90 +31,189 @@ class Reference:
     """
 
     def __init__(self, gamma: float):
-        self.tolerance, self.computed = gamma**2 * forecast.TOLERANCE, 0
+        self.mu, self.computed = forecast.MU * gamma**forecast.STEEPNESS, 0
 
     def __call__(self, patcher):
         patched = patcher.clone()
         patched.add_wrapper_with_key(WRAPPERS.OUTER_SAMPLE, "reference", self._outer_sample)
         return patched
 
-    def _outer_sample(self, executor, *args, **kwargs):
+    def _outer_sample(self, executor, noise, latent, sampler, sigmas, mask=None, *args, **kwargs):
         guider = executor.class_obj
-        self.sigmas = args[3].tolist()
-        self.flow = isinstance(guider.model_patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-        self.seen, self.known, self.rate, self.left_out = 0, [], None, []
-        self.last, self.euler, self.step = None, True, 0.0
+        self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
+        self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
+        euler = comfy.k_diffusion.sampling.sample_euler
+        self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
+        self.tape, self.at = [], 0  # (u, left out, what was given)
+        self.begin()
+        self.last, self.step = None, 0.0
         found = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(found)
-        comfy.patcher_extension.add_wrapper_with_key(
-            WRAPPERS.PREDICT_NOISE, "reference", self._predict_noise, guider.model_options, is_model_options=True
-        )
+        for kind, wrapper in (
+            (WRAPPERS.PREDICT_NOISE, self._predict_noise),
+            (WRAPPERS.SAMPLER_SAMPLE, self._sampler_sample),
+        ):
+            comfy.patcher_extension.add_wrapper_with_key(
+                kind, "reference", wrapper, guider.model_options, is_model_options=True
+            )
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, latent, sampler, sigmas, mask, *args, **kwargs)
         finally:
             guider.model_options = found
 
-    def _share(self, sigma):
+    def begin(self):
+        self.known, self.taus, self.ratios, self.left_out = [], [], [], []
+        self.euler, self.next, self.jumped = True, None, False
+
+    def _sampler_sample(self, executor, guider, sigmas, extra, callback, noise, *args, **kwargs):
+        while True:
+            try:
+                self.at = 0
+                return executor(guider, sigmas, dict(extra), callback, noise.clone(), *args, **kwargs)
+            except Again:
+                pass
+
+    # ---- the plan
+
+    def over(self, sigma):
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            if float(self.sampling.percent_to_sigma(middle)) > sigma:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    def share(self, sigma):
         return sigma if self.flow else sigma / (1 + sigma)
 
+    def bend(self, tau):
+        tau = min(max(tau, plan.ENDS), 1 - plan.ENDS)
+        return plan.CURVATURE / (1 - tau) / math.sqrt(tau)
+
+    def following(self, n, scale):
+        """The step to compute after n, by trying everything."""
+        s, steps = self.sigmas, len(self.sigmas) - 1
+        tau = [self.over(sigma) + k * plan.STILL for k, sigma in enumerate(s)]
+        over = [self.over(sigma) for sigma in s]
+        last = max(1, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
+
+        def c(k, n, m):
+            weight = max(self.share(s[k]) - self.share(s[k + 1]), plan.FLOOR)
+            weight /= max(1 - self.share(s[k]), 0.005) ** plan.EARLY
+            return scale * self.bend(over[k]) * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
+
+        @functools.cache
+        def rest(n):
+            found = []
+            for m in range(n + 1, steps + 1):
+                gap = [k for k in range(n + 1, m)]
+                if len(gap) > math.ceil(plan.LONGEST * steps) or any(k >= steps - last for k in gap):
+                    break
+                behind = (0.0, steps) if m == steps else (rest(m)[0] + self.mu, m)
+                found.append((sum(c(k, n, m) for k in gap) + behind[0], m))
+            return min(found)
+
+        return rest(n)[1]
+
+    # ---- an evaluation
+
     def _predict_noise(self, executor, x, timestep, *args, **kwargs):
+        at, self.at = self.at, self.at + 1
         sigma, s, steps = float(timestep.max()), self.sigmas, len(self.sigmas) - 1
+        if at < len(self.tape):
+            if at == len(self.tape) - 1:
+                self.last = x.clone(), *self.last[1:]
+            return self.tape[at][2].clone()
         i = max(k for k in range(steps) if s[k] >= sigma * (1 - 1e-4) or k == 0)
         u = i + max(0.0, (s[i] - sigma) / (s[i] - s[i + 1]))
-        a = min(s[i + 1] / sigma, 1)
-        factor = self._move(x, sigma)
-        newest = self.known[-1][0] if self.known else self.newest if self.last else 0
-        share = max(self._share(sigma) - self._share(s[i + 1]), forecast.FLOOR)
-        price = share * factor / max(1 - self._share(sigma), 0.005) ** forecast.EARLY
-        cost = self.rate and max(self.rate, forecast.FLOOR) * max(u - newest, 0.25) * price
-        spent = sum(c for *_, c in self.left_out)
-        warm = u >= WARMUP - 1e-3 and self.seen >= self.warmup
-        self.seen += 1
-        if (
-            warm
-            and len(self.known) == 2
-            and self.rate is not None
-            and u - newest <= math.ceil(0.16 * steps)
-            and spent + cost <= self.tolerance
-            and u <= steps - max(1, round(0.04 * steps)) - 0.5 - (s[-1] > 0)
-        ):
-            (u0, d0), (u1, d1) = self.known
-            self.left_out.append((u, a, cost))
-            guess = d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
-            self.last = x.clone(), guess.clone(), sigma
-            return guess
+        price, idle = self._move(x, sigma)
+        slope = len(self.known) == 2
+        held = len(self.known) == 1 and self.holds
+        if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
+            if self.next is None:
+                n = int(self.known[-1][0] + 1e-3)
+                bend = math.exp(sum(self.ratios) / (len(self.ratios) + trajectory.PRIOR))
+                self.next = self.following(n, max(1.0, bend) * price)
+            if i < self.next:
+                return self._leave_out(x, sigma, u)
+        return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
+
+    def line(self, u):
+        if len(self.known) == 1:
+            return self.known[-1][1]
+        (u0, d0), (u1, d1) = self.known
+        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
+
+    def _leave_out(self, x, sigma, u):
+        guess = self.line(u)
+        self.left_out.append((u, self.a(sigma)))
+        self.last = x.clone(), guess.clone(), sigma
+        self.tape.append((u, True, guess.clone()))
+        return guess.clone()
+
+    def a(self, sigma):
+        after = [s for s in self.sigmas if s < sigma * (1 - 1e-4)]
+        return min(after[0] / sigma, 1) if after and sigma else 0.0
+
+    def _compute(self, x, sigma, u, out):
         self.computed += 1
-        out = given = executor(x, timestep, *args, **kwargs)
-        if self.known and abs(u - self.known[-1][0]) < 1e-3:
+        given, a, tau, n_known = out, self.a(sigma), self.over(sigma), len(self.known)
+        again = bool(self.known) and abs(u - self.known[-1][0]) < 1e-3
+        if again:
             self.known.pop()
-        elif len(self.known) == 2:
-            (u0, d0), (u1, d1) = self.known
-            slope = (d1 - d0) / (u1 - u0)
-            missed = d1 + slope * reach(u - u1) - out
-            e = ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item()
+        elif self.known:
+            (u1, d1), missed = self.known[-1], self.line(u) - out
+            if n_known == 2:
+                self._learn(
+                    ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item(), tau
+                )
             owed = 0
-            for v, b, _ in self.left_out:
-                given_then, better = slope * reach(v - u1), (out - d1) / (u - u1) * (v - u1)
-                owed = b * owed + (1 - b) * (given_then - better)
-            if self.left_out and a and self.euler and not (s[-1] > 0 and u > steps - 1.5):
+            for v, b in self.left_out:
+                before = self.line(v) - d1 if n_known == 2 else 0 * d1
+                owed = b * owed + (1 - b) * (before - (out - d1) / (u - u1) * (v - u1))
+            last = self.sigmas[-1] > 0 and u > len(self.sigmas) - 2.5
+            if self.left_out and a and self.euler and self.pays and not last:
                 given = out - a / (1 - a) * owed
-            distance = abs(u - u1)
-            jump = self.rate is not None and e > max(forecast.JUMP * self.rate * distance, forecast.ROUNDING)
-            rate = e if jump else e / distance
-            self.known = [] if jump else self.known
-            if e:
-                self.rate = rate if self.rate is None else max(rate, (rate + self.rate) / 2)
+        if not again:
+            self.taus = [*self.taus[-1:], tau]
+        if not self.known and not again:
+            self.holds = tau <= forecast.HOLDS_UNTIL
         self.known = [*self.known[-1:], (u, out.clone())]
-        self.left_out, self.euler, self.newest = [], True, u
+        if self.jumped:
+            self.known, self.holds, self.jumped = self.known[-1:], False, False
+        self.euler, self.next = True, None
         self.last = x.clone(), given.clone(), sigma
+        self.tape.append((u, False, given.clone()))
+        gap, self.left_out = self.left_out, []
+        if gap and not self.pays:
+            self._mend()
         return given
 
+    def _mend(self):
+        m = len(self.tape) - 1
+        n = max(k for k in range(m) if not self.tape[k][1])
+        (u_n, _, d_n), (u_m, _, d_m) = self.tape[n], self.tape[m]
+        for k in range(n + 1, m):
+            u = self.tape[k][0]
+            self.tape[k] = u, True, d_n + (d_m - d_n) * ((u - u_n) / (u_m - u_n))
+        raise Again
+
+    def _learn(self, e, tau):
+        (before, n), m = self.taus, tau
+        expected = self.bend((n + m) / 2) * (m - n) * (m - before)
+        bend = max(1.0, math.exp(sum(self.ratios) / (len(self.ratios) + trajectory.PRIOR)))
+        if e:
+            self.jumped = e > max(trajectory.JUMP * bend * expected, trajectory.ROUNDING)
+            self.ratios.append(math.log(min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)))
+
     def _move(self, x, sigma):
-        """How much more than Euler's step the sampler took in; forgets what no longer holds."""
+        """How much more than Euler's step the sampler took in, and whether it was given its latent again."""
         if self.last is None:
-            return 1.0
+            return 1.0, False
         before, given, level = self.last
-        b, factors, goes_on = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4)
+        b, factors, goes_on, idle = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4), False
         self.step = b if b > moves.STANDING and goes_on else self.step
         for item in range(len(x)):
             v, w = (given - before)[item].double(), (x - before)[item].double()
@@ -118,10 +222,11 @@ class Reference:
                 goes_on &= moved <= moves.NEAR * self.step * toward
                 self.euler &= moved <= moves.EULER * moves.STANDING * toward
                 continue
+            idle |= not toward
             ratio = (v * w).sum().item() / toward**2 / b if toward else 0.0
             goes_on &= ratio > moves.UNRELATED if toward else moved == 0
             self.euler &= (w - b * v).norm().item() <= moves.EULER * b * toward
             factors.append(ratio)
         if not goes_on:
-            self.known, self.rate = [], None
-        return max(factors)
+            self.begin()
+        return max(factors), idle

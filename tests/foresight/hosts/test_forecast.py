@@ -43,11 +43,9 @@ CHANGING = {"conds_with_start_and_end_percent"}  # what the reference does not l
 
 
 def test_forecasts_are_what_the_method_says(case, runs):
-    name, workflow, model, warmup = case
+    name, workflow, model, _ = case
     ours = workflow(model, lambda patcher: apply_foresight(patcher, MUCH))
     reference = Reference(MUCH.threshold)
-    reference.warmup = kinds(runs[0], "warmup")
-    assert warmup in (None, reference.warmup) or runs[0].inactive
     if name in CHANGING:
         return
     if runs[0].inactive:
@@ -113,7 +111,7 @@ def test_a_cond_that_begins_in_mid_run_is_never_forecast_across(models, runs):
     change = model.patcher.get_model_object("model_sampling").percent_to_sigma(0.6)
     after = next(i for i, sigma in enumerate(sigmas) if sigma < change)
     assert any(e.kind == "reuse" for e in stats.evaluations[:after])
-    for e in stats.evaluations[after : after + 3]:  # a value, a slope, a measured error
+    for e in stats.evaluations[after : after + 2]:  # a value and a slope
         assert sum(e.computed) and not sum(e.reused)
 
 
