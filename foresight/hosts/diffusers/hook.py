@@ -16,7 +16,8 @@ from ...engine.tensors import Tensors
 from .. import blocks
 from ..blocks import family_of
 from .families import FAMILIES
-from .outputs import Result, View, conds_in, latents_of
+from .latents import conds_in, latents_of
+from .outputs import Result, View
 from .streams import Streams
 
 log = logging.getLogger(__package__)

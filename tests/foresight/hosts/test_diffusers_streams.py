@@ -13,7 +13,7 @@ from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight, families
-from foresight.hosts.diffusers.outputs import conds_in, latents_of
+from foresight.hosts.diffusers.latents import conds_in, latents_of
 from foresight.hosts.diffusers.streams import Streams
 from support.diffusers_models import seeded
 from support.diffusers_transformers import TRANSFORMERS, mochi, wan
