@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .moves import EULER, STANDING, UNRELATED, Move
+from .moves import EULER, NEAR, STANDING, UNRELATED, Move
 from .tensors import Tensors
 
 EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
@@ -45,6 +45,7 @@ class Blend:
         self._copied, self._waits_on = False, None
         self._weights: dict[int, tuple[float, torch.Tensor]] = {}  # by item, w that was found best, and how well
         self._rounding = 0.0
+        self._ways: dict[int, float] = {}  # by item, |x - x'|^2 of the last step that was one
         self.error: float | None = None  # e of the evaluation that `judge` was asked about
 
     @property
@@ -66,8 +67,11 @@ class Blend:
         n = len(self._x)
         if n and not self._copied:  # the latent may have channels that are none of the output's, and the reverse
             self._x, self._copied = tuple(self._copy(_like(x, d)) for x, d in zip(self._x, given, strict=False)), True
-        for i in range(0, len(given) if n else 0, n):
-            outputs = [_like(d, x) for x, d in zip(self._x, given[i : i + n], strict=True)]
+        for i in range(0, len(given) if n else 0, n or 1):
+            outputs = [_like(d, x) for x, d in zip(self._x, given[i : i + n], strict=False)]
+            if [d.shape for d in outputs] != [x.shape for x in self._x]:  # it was for another latent
+                self._x, self._streams = (), []
+                return
             if self._flow:
                 outputs = [x.to(d.device) - d for x, d in zip(self._x, outputs, strict=True)]
             lost = missed and [_like(m, x) for x, m in zip(self._x, missed[i : i + n], strict=True)]
@@ -120,8 +124,12 @@ class Blend:
 
     def _judge(self, item: int, b: float, gram: torch.Tensor, missed: torch.Tensor) -> tuple[Move, float | None]:
         way = float(gram[0, 0])
-        if way == 0 or b <= STANDING and self._flow:  # a second evaluation at the same noise level, or nothing moved
-            return Move(euler=way == 0), _error(self._weights.get(item), gram, missed) if way else None
+        if way == 0:
+            return Move(), None
+        if b <= STANDING and self._flow:  # a second evaluation at the same noise level (Heun), if it is near
+            near = way <= NEAR**2 * self._ways.get(item, 0.0)
+            return Move(continues=near, euler=False), _error(self._weights.get(item), gram, missed)
+        self._ways[item] = way
         first = 2 if self._flow else 1
         basis, target = gram[first:, first:], gram[first:, 0]
         size = basis.diagonal().clamp_min(1e-30).sqrt()
