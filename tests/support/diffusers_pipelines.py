@@ -75,6 +75,16 @@ def wan_vace():
     return diffusers.WanVACEPipeline(**NO_TEXT, vae=vae(4), scheduler=euler(), transformer=net), PLAIN
 
 
+def wan_animate():
+    pipe = diffusers.WanAnimatePipeline(
+        **NO_TEXT, **NO_IMAGE, vae=vae(4), scheduler=euler(), transformer=tiny.wan_animate().model
+    )
+    pipe.encode_image = lambda image, device=None: seeded(1, 5, 4, seed=3)
+    size = {"height": 64, "width": 64, "segment_frame_length": 9, "guidance_scale": CFG}
+    videos = {"image": picture(), "pose_video": [picture()] * 9, "face_video": [picture(16)] * 9}
+    return pipe, {**EMBEDS, **size, **videos}
+
+
 def lucy_edit():
     net = _wan(in_channels=8)
     pipe = diffusers.LucyEditPipeline(**NO_TEXT, vae=vae(4), scheduler=euler(), transformer=net)
@@ -84,6 +94,12 @@ def lucy_edit():
 def skyreels_v2():
     net = tiny.skyreels_v2().model
     return diffusers.SkyReelsV2Pipeline(**NO_TEXT, vae=None, scheduler=uni_pc(), transformer=net), PLAIN
+
+
+def skyreels_v2_diffusion_forcing():
+    net = tiny.skyreels_v2().model
+    pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(**NO_TEXT, vae=vae(4), scheduler=uni_pc(), transformer=net)
+    return pipe, {**EMBEDS, **SIZE, "prompt": None, "base_num_frames": 9}
 
 
 def chronoedit():
@@ -140,8 +156,10 @@ PIPELINES = [
     wan_image_to_video,
     wan_image_to_video_two_stages,
     wan_vace,
+    wan_animate,
     lucy_edit,
     skyreels_v2,
+    skyreels_v2_diffusion_forcing,
     chronoedit,
     kandinsky_5,
     cogvideox,

@@ -94,9 +94,8 @@ class ForesightHook(ModelHook):
         else:
             self._latents.look(name, latents)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        signature = tuple((x.shape, x.dtype, x.device) for x in tensors), self._streams.breaks(name)
-        signature = *signature, self._latents.conds(name, latents)
-        return name, signature, latents
+        shapes = tuple((x.shape, x.dtype, x.device) for x in tensors)
+        return name, (shapes, self._streams.breaks(name), self._latents.conds(name, latents)), latents
 
     def _rest(self, arguments: Mapping) -> dict:
         others = ("self", self._family.timestep, *self._family.latents)
