@@ -9,16 +9,17 @@ from torch.utils._pytree import tree_leaves
 class Streams:
     """Tells the calls of an evaluation apart.
 
-    Most pipelines say in a cache context which cond they call for; an evaluation is over when one comes a second time.
-    Where a pipeline says nothing, what is given beside the latent tells the conds apart: a call for what an earlier one
-    was for (the same text) is the same stream, any other is named by its place in the evaluation. The evaluation is
-    over when a stream comes a second time, or when the noise level changes.
+    Most pipelines say in a cache context which cond they call for; an evaluation is over when one comes a second time,
+    or when one that was absent (guidance for a part of the run) comes at another noise level. Where a pipeline says
+    nothing, what is given beside the latent tells the conds apart: a call for what an earlier one was for (the same
+    text) is the same stream, any other is named by its place in the evaluation. The evaluation is over when a stream
+    comes a second time, or when the noise level changes.
     """
 
     def __init__(self):
         self._names: set[str] = set()  # of the present evaluation
         self._asked: dict[str, list] = {}  # what a stream without a context was for
-        self._timestep: list = []
+        self._timestep: list = []  # of the last call
         self._evaluation = 0
         self._last: dict[str, int] = {}  # the newest evaluation of each stream
         self._breaks: dict[str, int] = {}
@@ -31,7 +32,12 @@ class Streams:
             timestep: Argument that says the noise level.
             given: All other arguments but the latents.
         """
-        name, same_time = (context, True) if context is not None else self._find(timestep, tree_leaves(dict(given)))
+        level = timestep.detach().max() if isinstance(timestep, torch.Tensor) else timestep
+        name, same_time = context, True
+        if context is None:
+            name, same_time = self._find(level, tree_leaves(dict(given)))
+        elif self._last.get(name, -1) < self._evaluation - 1:
+            (same_time,) = _all_equal([([level], self._timestep)])
         begins = not self._names or not same_time or name in self._names
         if begins:
             self._names, self._evaluation = set(), self._evaluation + 1
@@ -39,7 +45,7 @@ class Streams:
         self._names.add(name)
         if context is None:
             self._asked[name] = _noted(tree_leaves(dict(given)))
-            self._timestep = _noted([timestep.clone() if isinstance(timestep, torch.Tensor) else timestep])
+        self._timestep = _noted([level])
         self._breaks[name] = self._breaks.get(name, 0) + (self._last.get(name, self._evaluation) < self._evaluation - 1)
         self._last[name] = self._evaluation
         return name, begins
@@ -48,9 +54,9 @@ class Streams:
         """How often a stream was absent for an evaluation or more: what was before says nothing about what comes."""
         return self._breaks[name]
 
-    def _find(self, timestep: torch.Tensor | None, asked: list) -> tuple[str | None, bool]:
+    def _find(self, level: torch.Tensor | float | None, asked: list) -> tuple[str | None, bool]:
         """The known stream that is for the same, if any, and whether the noise level is still that of the last call."""
-        groups = [([timestep], self._timestep), *((asked, noted) for noted in self._asked.values())]
+        groups = [([level], self._timestep), *((asked, noted) for noted in self._asked.values())]
         same_time, *same = _all_equal(groups)
         return next((name for name, found in zip(self._asked, same, strict=True) if found), None), same_time
 

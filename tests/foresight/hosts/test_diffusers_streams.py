@@ -166,6 +166,22 @@ def test_streams_of_a_loop_that_writes_its_arguments_in_place():
     assert found == [("0", True), ("1", False)] * 2
 
 
+def test_contexts_of_guidance_that_begins_in_mid_run():
+    """A context that was absent belongs to the evaluation whose noise level it has, whichever cond comes first."""
+    streams = Streams()
+    calls = ["9 c", "8 c", "7 u", "7 c", "6 u", "6 c", "5 c", "4 c", "3 u", "3 c"]
+    begins = [streams.of_call(call[2], torch.tensor([float(call[0])]), {})[1] for call in calls]
+    assert begins == [True, True, True, False, True, False, True, True, True, False]
+
+
+def test_contexts_with_more_rows_than_others_are_of_one_evaluation():
+    """LTX-2 stacks cond and uncond, and calls once more for its other guidance."""
+    streams = Streams()
+    calls = [(t, name, rows) for t in (9.0, 8.0) for name, rows in (("cond_uncond", 2), ("uncond_stg", 1))]
+    begins = [streams.of_call(name, torch.full((rows,), t), {})[1] for t, name, rows in calls]
+    assert begins == [True, False, True, False]
+
+
 def test_a_stream_that_was_away_starts_anew():
     streams, text = Streams(), {"text": seeded(1, 4, 8, seed=0)}
     for t in (9.0, 8.0, 7.0, 6.0):
