@@ -185,29 +185,29 @@ class ForesightHook(ModelHook):
         """Close the run under way, if any, and log what it did."""
         if self._run is not None:
             self._stats, self._run = self._run.close(timed=False), None
-            self._note_end()
             log.info("Foresight %s", self._stats.summary())
         self._begin_run()
 
-    def _note_end(self) -> None:
+    def _note_end(self, stats: RunStats) -> None:
         """Where the run ended with noise left, another transformer went on (Wan 2.2): so it will be next time."""
-        levels = [e.level / self._scale for e in self._stats.evaluations[-2:] if e.level is not None]
+        levels = [e.level / self._scale for e in stats.evaluations[-2:] if e.level is not None]
         step = levels[0] - levels[-1] if levels else 0.0
         stage = step > 0 and levels[1] > max(2 * step, LOWEST)
         self._ended = levels[1] - 0.75 * step if stage else None
 
     def _end_interrupted_run(self) -> None:
         """The same on the way of an error, which nothing here may hide."""
-        stats, ended = self.stats, self._ended
+        stats = self.stats
         try:
             self.end_run()
         except Exception:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             self._stats, self._run = stats, None
             self._begin_run()
-        self._ended = ended
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        if self._run is not None:
+            self._note_end(self._run.stats)
         self.end_run()
         self._contexts.reset()
         return module
