@@ -11,11 +11,12 @@ the one output in a host that sees the guided one.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from .moves import EULER, STANDING, UNRELATED, Move
+from .moves import EULER, NEAR, STANDING, UNRELATED, Move
 from .tensors import Tensors
 
 EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
@@ -45,6 +46,7 @@ class Blend:
         self._copied, self._waits_on = False, None
         self._weights: dict[int, tuple[float, torch.Tensor]] = {}  # by item, w that was found best, and how well
         self._rounding = 0.0
+        self._ways: dict[int, float] = {}  # by item, |x - x'|^2 of the last step that was one
         self.error: float | None = None  # e of the evaluation that `judge` was asked about
 
     @property
@@ -58,20 +60,29 @@ class Blend:
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
         self._copied = False
 
-    def _copy(self, x: torch.Tensor) -> torch.Tensor:
-        return x.detach().to(self._waits_on or x.device, copy=True)
-
     def note(self, given: Tensors, missed: Tensors | None) -> None:
         """The sampler was given these outputs of the evaluation, one or several for each part of the latent."""
+        if not self._x:
+            return
+        if not self._copied:  # the latent may have channels that are none of the output's, and the reverse
+            self._x = self._copies(_like(x, d) for x, d in zip(self._x, given, strict=False))
+            self._copied = True
         n = len(self._x)
-        if n and not self._copied:  # the latent may have channels that are none of the output's, and the reverse
-            self._x, self._copied = tuple(self._copy(_like(x, d)) for x, d in zip(self._x, given, strict=False)), True
-        for i in range(0, len(given) if n else 0, n):
-            outputs = [_like(d, x) for x, d in zip(self._x, given[i : i + n], strict=True)]
-            if self._flow:
-                outputs = [x.to(d.device) - d for x, d in zip(self._x, outputs, strict=True)]
-            lost = missed and [_like(m, x) for x, m in zip(self._x, missed[i : i + n], strict=True)]
-            self._streams.append(_Stream(*(tuple(map(self._copy, y)) if y else None for y in (outputs, lost))))
+        for i in range(0, len(given), n):
+            outputs = self._cut(given[i : i + n])
+            if [d.shape for d in outputs] != [x.shape for x in self._x]:  # it was for another latent
+                self._x, self._streams = (), []
+                return
+            unit = [x.to(d.device) - d for x, d in zip(self._x, outputs, strict=True)] if self._flow else outputs
+            lost = self._copies(self._cut(missed[i : i + n])) if missed else None
+            self._streams.append(_Stream(self._copies(unit), lost))
+
+    def _cut(self, outputs: Tensors) -> list[torch.Tensor]:
+        """The parts of outputs that are for the latent: some models give more channels."""
+        return [_like(d, x) for x, d in zip(self._x, outputs, strict=False)]
+
+    def _copies(self, tensors: Iterable[torch.Tensor]) -> Tensors:
+        return tuple(x.detach().to(self._waits_on or x.device, copy=True) for x in tensors)
 
     def measure(self, x: Tensors) -> torch.Tensor | None:
         """Products of all that is known, for every part and item of the batch; None where nothing is known."""
@@ -120,8 +131,12 @@ class Blend:
 
     def _judge(self, item: int, b: float, gram: torch.Tensor, missed: torch.Tensor) -> tuple[Move, float | None]:
         way = float(gram[0, 0])
-        if way == 0 or b <= STANDING and self._flow:  # a second evaluation at the same noise level, or nothing moved
-            return Move(euler=way == 0), _error(self._weights.get(item), gram, missed) if way else None
+        if way == 0:
+            return Move(), None
+        if b <= STANDING and self._flow:  # a second evaluation at the same noise level (Heun), if it is near
+            near = way <= NEAR**2 * self._ways.get(item, 0.0)
+            return Move(continues=near, euler=False), _error(self._weights.get(item), gram, missed)
+        self._ways[item] = way
         first = 2 if self._flow else 1
         basis, target = gram[first:, first:], gram[first:, 0]
         size = basis.diagonal().clamp_min(1e-30).sqrt()
@@ -150,9 +165,9 @@ def _error(weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, misse
     return math.sqrt(max(0.0, float(w @ missed @ w)) / taken) if taken > 0 else None
 
 
-def _like(output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The part of an output that is for the latent: some models give more channels."""
-    return output[tuple(slice(0, n) for n in x.shape)]
+def _like(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a`, cut to the shape of `b` where it is larger."""
+    return a[tuple(slice(0, n) for n in b.shape)]
 
 
 def _symmetric(upper: torch.Tensor) -> torch.Tensor:

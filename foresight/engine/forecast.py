@@ -241,6 +241,7 @@ class Forecast(Policy):
     def _learn_of_blend(self, place: Place) -> None:
         """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
         errors, self._unsettled = self._unsettled, []
+        self._now.euler &= self._sums is not None  # what was not seen is not paid back
         if errors and self._now.histories:
             unknown = self._sums is None or self._blend.error is None
             guided = max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error

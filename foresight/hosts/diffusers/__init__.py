@@ -83,7 +83,6 @@ def apply_foresight(
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
         steps: Denoising steps of a run. Wan's pipeline says it by itself; for the others, without it, the paper's
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
-
         until: Share of noise (0..1) with which the pipeline goes on to another transformer: Wan 2.2's `boundary_ratio`,
             for its first transformer. Without it, the second run knows it from the first.
 

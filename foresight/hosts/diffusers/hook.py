@@ -12,11 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
+from ...engine.schedule import LOWEST
 from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..blocks import family_of
 from .families import FAMILIES
-from .outputs import Result, View, conds_in, latents_of
+from .latents import Latents, latents_of
+from .outputs import Result, View
 from .streams import Streams
 
 log = logging.getLogger(__package__)
@@ -43,14 +45,13 @@ class ForesightHook(ModelHook):
         self._stats: RunStats | None = None
         self._ended: float | None = None  # share of noise where the last run left off for another transformer
         self._context = None  # of the newest call
-        self._at: tuple = None, None  # of the newest evaluation: its step, and how many there are
         self._begin_run()
 
     def _begin_run(self) -> None:
         self._streams = Streams()
         self._last_level: float | None = None
         self._scale = 1.0  # levels over shares of noise
-        self._conds: dict[tuple, int] = {}  # conds in a call, by stream and rows
+        self._latents = Latents()
         self._forms: dict[str, Result] = {}  # by stream
 
     @property
@@ -90,9 +91,11 @@ class ForesightHook(ModelHook):
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
         if begins:
             self._begin_evaluation(self._level_of(timestep), name, latents)
+        else:
+            self._latents.look(name, latents)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        signature = tuple((x.shape, x.dtype, x.device) for x in tensors), self._streams.breaks(name)
-        return name, signature, latents
+        shapes = tuple((x.shape, x.dtype, x.device) for x in tensors)
+        return name, (shapes, self._streams.breaks(name), self._latents.conds(name, latents)), latents
 
     def _rest(self, arguments: Mapping) -> dict:
         others = ("self", self._family.timestep, *self._family.latents)
@@ -106,25 +109,17 @@ class ForesightHook(ModelHook):
         return 1000 - timestep if self._family.rises and timestep is not None else timestep
 
     def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
-        parts = tuple(x.chunk(self._conds_of(name, latents))[0] for x in latents)
+        parts = self._latents.begin(name, latents)
         checked = self._run is not None
         level = self._run.read_back(level, parts) if checked else read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
             self.end_run()
-            self._streams = streams
+            self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
             self._run = self._new_run(level)
         self._run.begin_evaluation(level, None if checked else parts)
         self._last_level = level
-        self._at = tuple(getattr(self._context, key, None) for key in ("step_index", "num_inference_steps"))
-
-    def _conds_of(self, name: str, latents: Tensors) -> int:
-        """How many conds a call has; looked at once per run, because that reads the device."""
-        key = name, tuple(x.shape[:1] for x in latents)
-        if key not in self._conds:
-            self._conds[key] = conds_in(latents)
-        return self._conds[key]
 
     def _new_run(self, level: float | None) -> Run:
         self._scale = 1000.0 if level is not None and level > 1 else 1.0
@@ -165,7 +160,7 @@ class ForesightHook(ModelHook):
         sigma = None
         if self._family.flow and self._last_level is not None:
             sigma = self._share(self._last_level) * (-1 if self._family.rises else 1)
-        return View(latents, self._conds_of(name, latents), sigma)
+        return View(latents, self._latents.conds(name, latents), sigma)
 
     @outside_graphs()
     def _seen(self, name: str, result: object, view: View, computed: list) -> Tensors:
@@ -190,31 +185,29 @@ class ForesightHook(ModelHook):
         """Close the run under way, if any, and log what it did."""
         if self._run is not None:
             self._stats, self._run = self._run.close(timed=False), None
-            self._note_end()
             log.info("Foresight %s", self._stats.summary())
         self._begin_run()
 
-    def _note_end(self) -> None:
-        """Where the run ended before its last step, another transformer went on (Wan 2.2): so it will be next time."""
-        step, steps = self._at
-        levels = [e.level for e in self._stats.evaluations[-2:] if e.level is not None]
-        if step is None or steps is None or step + 1 >= steps or len(levels) < 2:
-            self._ended = None
-        else:
-            self._ended = (levels[1] - 0.75 * (levels[0] - levels[1])) / self._scale
+    def _note_end(self, stats: RunStats) -> None:
+        """Where the run ended with noise left, another transformer went on (Wan 2.2): so it will be next time."""
+        levels = [e.level / self._scale for e in stats.evaluations[-2:] if e.level is not None]
+        step = levels[0] - levels[-1] if levels else 0.0
+        stage = step > 0 and levels[1] > max(2 * step, LOWEST)
+        self._ended = levels[1] - 0.75 * step if stage else None
 
     def _end_interrupted_run(self) -> None:
         """The same on the way of an error, which nothing here may hide."""
-        stats, ended = self.stats, self._ended
+        stats = self.stats
         try:
             self.end_run()
         except Exception:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             self._stats, self._run = stats, None
             self._begin_run()
-        self._ended = ended
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        if self._run is not None:
+            self._note_end(self._run.stats)
         self.end_run()
         self._contexts.reset()
         return module

@@ -9,16 +9,17 @@ from torch.utils._pytree import tree_leaves
 class Streams:
     """Tells the calls of an evaluation apart.
 
-    Most pipelines say in a cache context which cond they call for; an evaluation is over when one comes a second time.
-    Where a pipeline says nothing, what is given beside the latent tells the conds apart: a call at the noise level of
-    the last one is a further stream of the same evaluation if it is for something else (another text) than all calls
-    of that evaluation so far. A stream is then called by its ordinal.
+    Most pipelines say in a cache context which cond they call for; an evaluation is over when one comes a second time,
+    or when one that was absent (guidance for a part of the run) comes at another noise level. Where a pipeline says
+    nothing, what is given beside the latent tells the conds apart: a call for what an earlier one was for (the same
+    text) is the same stream, any other is named by its place in the evaluation. The evaluation is over when a stream
+    comes a second time, or when the noise level changes.
     """
 
     def __init__(self):
         self._names: set[str] = set()  # of the present evaluation
-        self._asked: list[list] = []  # what its calls without a context were for
-        self._timestep: torch.Tensor | None = None
+        self._asked: dict[str, list] = {}  # what a stream without a context was for
+        self._timestep: list = []  # of the last call
         self._evaluation = 0
         self._last: dict[str, int] = {}  # the newest evaluation of each stream
         self._breaks: dict[str, int] = {}
@@ -31,19 +32,20 @@ class Streams:
             timestep: Argument that says the noise level.
             given: All other arguments but the latents.
         """
-        asked = tree_leaves(dict(given))
-        if context is not None:
-            name, begins = context, context in self._names
-        else:
-            begins = self._is_over(timestep, asked)
-            name = str(0 if begins else len(self._asked))
-        begins |= not self._names
+        level = timestep.detach().max() if isinstance(timestep, torch.Tensor) else timestep
+        name, same_time = context, True
+        if context is None:
+            name, same_time = self._find(level, tree_leaves(dict(given)))
+        elif self._last.get(name, -1) < self._evaluation - 1:
+            (same_time,) = _all_equal([([level], self._timestep)])
+        begins = not self._names or not same_time or name in self._names
         if begins:
-            self._names, self._asked, self._evaluation = set(), [], self._evaluation + 1
+            self._names, self._evaluation = set(), self._evaluation + 1
+        name = name or self._free_name()
         self._names.add(name)
         if context is None:
-            self._asked.append(asked)
-            self._timestep = timestep
+            self._asked[name] = _noted(tree_leaves(dict(given)))
+        self._timestep = _noted([level])
         self._breaks[name] = self._breaks.get(name, 0) + (self._last.get(name, self._evaluation) < self._evaluation - 1)
         self._last[name] = self._evaluation
         return name, begins
@@ -52,30 +54,47 @@ class Streams:
         """How often a stream was absent for an evaluation or more: what was before says nothing about what comes."""
         return self._breaks[name]
 
-    def _is_over(self, timestep: torch.Tensor | None, asked: list) -> bool:
-        """Whether a call without a context does not belong to the evaluation of the last one."""
-        pairs = [[(timestep, self._timestep)], *(list(zip(asked, before, strict=False)) for before in self._asked)]
-        pairs = [p if len(p) == len(asked) or i == 0 else None for i, p in enumerate(pairs)]
-        same_time, *same = _all_equal(pairs)
-        return not same_time or any(same)
+    def _find(self, level: torch.Tensor | float | None, asked: list) -> tuple[str | None, bool]:
+        """The known stream that is for the same, if any, and whether the noise level is still that of the last call."""
+        groups = [([level], self._timestep), *((asked, noted) for noted in self._asked.values())]
+        same_time, *same = _all_equal(groups)
+        return next((name for name, found in zip(self._asked, same, strict=True) if found), None), same_time
+
+    def _free_name(self) -> str:
+        places = map(str, range(len(self._names), 2 * len(self._names) + 1))
+        return next(name for name in places if name not in self._names)
 
 
-def _all_equal(groups: list[list[tuple] | None]) -> list[bool]:
-    """For each list of pairs, whether all of them are equal; with one read of the device at most."""
+def _noted(values: list) -> list[tuple]:
+    """Values with what tells later whether they were overwritten in the meantime."""
+    return [(x, _version(x)) for x in values]
+
+
+def _version(x: object) -> int | None:
+    return x._version if isinstance(x, torch.Tensor) and not x.is_inference() else None
+
+
+def _all_equal(groups: list[tuple[list, list[tuple]]]) -> list[bool]:
+    """For each list of values, whether it is what was noted; with one read of the device at most."""
     answers, waiting = [], []
-    for pairs in groups:
-        found = None if pairs is None else [_equal(a, b) for a, b in pairs]
-        answers.append(found is not None and not any(x is False for x in found))
+    for values, noted in groups:
+        found = list(map(_is_still, values, noted))
+        answers.append(len(values) == len(noted) and not any(x is False for x in found))
         if answers[-1]:
             waiting += [(len(answers) - 1, x) for x in found if isinstance(x, torch.Tensor)]
     if waiting:
         device = waiting[0][1].device
-        for (i, _), equal in zip(waiting, torch.stack([x.to(device) for _, x in waiting]).tolist(), strict=True):
-            answers[i] &= equal
+        for (i, _), same in zip(waiting, torch.stack([x.to(device) for _, x in waiting]).tolist(), strict=True):
+            answers[i] &= same
     return answers
 
 
-def _equal(a: object, b: object) -> bool | torch.Tensor:
+def _is_still(x: object, noted: tuple) -> bool | torch.Tensor:
+    y, version = noted
+    return equal(x, y) if _version(y) == version else False
+
+
+def equal(a: object, b: object) -> bool | torch.Tensor:
     """Whether two arguments are equal, as a 0-d tensor where only the device can say."""
     if a is b:
         return True

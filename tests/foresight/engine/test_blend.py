@@ -103,3 +103,22 @@ def test_nothing_is_known_of_another_latent():
     blend.begin(1.0, (seeded(0),), None)
     blend.note((seeded(1),), None)
     assert blend.measure((seeded(0)[:1],)) is None and blend.nbytes == 2 * seeded(0).nbytes
+
+
+@pytest.mark.parametrize(("far", "near"), [(0.01, True), (1.0, False)])
+def test_again_at_the_same_level_is_near_or_another_latent(far, near):
+    x, unit, blend = seeded(0), seeded(1), Blend(flow=True)
+    for level, step in ((1.0, -0.1 * unit), (0.9, far * 0.1 * seeded(2))):
+        blend.begin(level, (x,), None)
+        blend.note((x - unit,), None)
+        x = x + step
+        move = blend.judge(blend.measure((x,)).tolist(), 0.9)
+    assert move.continues == near and not move.euler
+
+
+def test_outputs_for_another_latent_say_nothing():
+    blend = Blend(flow=True)
+    blend.begin(1.0, (seeded(0),), None)
+    for output in (seeded(1), seeded(1)[:, :9], seeded(1)):
+        blend.note((output,), None)
+    assert blend.measure((seeded(2),)) is None

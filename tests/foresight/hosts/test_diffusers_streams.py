@@ -13,7 +13,7 @@ from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight, families
-from foresight.hosts.diffusers.outputs import conds_in, latents_of
+from foresight.hosts.diffusers.latents import Latents, conds_in, latents_of
 from foresight.hosts.diffusers.streams import Streams
 from support.diffusers_models import seeded
 from support.diffusers_transformers import TRANSFORMERS, mochi, wan
@@ -149,8 +149,37 @@ def test_streams_by_what_is_asked():
     heun = sequence((9.0, cond), (8.0, cond), (8.0, cond), (7.0, cond))
     assert heun == [("0", True)] * 4
     assert [name for name, _ in sequence((9.0, cond), (9.0, uncond), (9.0, third), (8.0, cond))] == ["0", "1", "2", "0"]
+    ends = sequence((9.0, uncond), (9.0, cond), (8.0, uncond), (8.0, cond), (7.0, cond), (6.0, cond), (6.0, uncond))
+    assert [name for name, _ in ends] == ["0", "1", "0", "1", "1", "1", "0"]  # guidance ends, and begins again
     shorter = seeded(1, 3, 8, seed=4)
     assert sequence((9.0, cond), (9.0, shorter), (8.0, cond)) == [("0", True), ("1", False), ("0", True)]
+
+
+def test_streams_of_a_loop_that_writes_its_arguments_in_place():
+    streams, t, text = Streams(), torch.zeros(1), torch.zeros(1, 4, 8)
+    found = []
+    for level in (9.0, 8.0):
+        for seed in (0, 1):
+            t.fill_(level)
+            text.copy_(seeded(1, 4, 8, seed=seed))
+            found.append(streams.of_call(None, t, {"text": text}))
+    assert found == [("0", True), ("1", False)] * 2
+
+
+def test_contexts_of_guidance_that_begins_in_mid_run():
+    """A context that was absent belongs to the evaluation whose noise level it has, whichever cond comes first."""
+    streams = Streams()
+    calls = ["9 c", "8 c", "7 u", "7 c", "6 u", "6 c", "5 c", "4 c", "3 u", "3 c"]
+    begins = [streams.of_call(call[2], torch.tensor([float(call[0])]), {})[1] for call in calls]
+    assert begins == [True, True, True, False, True, False, True, True, True, False]
+
+
+def test_contexts_with_more_rows_than_others_are_of_one_evaluation():
+    """LTX-2 stacks cond and uncond, and calls once more for its other guidance."""
+    streams = Streams()
+    calls = [(t, name, rows) for t in (9.0, 8.0) for name, rows in (("cond_uncond", 2), ("uncond_stg", 1))]
+    begins = [streams.of_call(name, torch.full((rows,), t), {})[1] for t, name, rows in calls]
+    assert begins == [True, False, True, False]
 
 
 def test_a_stream_that_was_away_starts_anew():
@@ -166,6 +195,24 @@ def test_a_stream_that_was_away_starts_anew():
 def test_conds_in_one_batch(rows, conds):
     latents = [seeded(1, 2, 3, seed=10 + i) for i in range(2)]
     assert conds_in((torch.cat([latents[i] for i in rows]),)) == conds
+
+
+def test_videos_that_begin_with_the_same_noise_are_no_conds_of_one_batch():
+    latents, x, y = Latents(), *(seeded(1, 2, 3, seed=i) for i in range(2))
+    latents.begin("cond", (torch.cat([x, x]),))
+    assert latents.conds("cond", (torch.cat([x, x]),)) == 2
+    (one,) = latents.begin("cond", (torch.cat([x, y]),))
+    assert latents.conds("cond", (torch.cat([x, y]),)) == 1 and len(one) == 2
+    latents.look("uncond", (torch.cat([x, y]),))
+    assert latents.begin("cond", (torch.cat([y, x]),)) is not None
+
+
+@pytest.mark.parametrize("other", [seeded(1, 2, 3, seed=1), seeded(1, 1, 3, seed=0)], ids=["values", "shape"])
+def test_calls_for_different_latents_share_none(other):
+    latents, x = Latents(), seeded(1, 2, 3, seed=0)
+    assert latents.begin("0", (x,)) is not None
+    latents.look("1", (other,))
+    assert latents.begin("0", (x,)) is None
 
 
 def test_mochi_s_timestep_rises_and_yet_it_is_one_run():
