@@ -98,10 +98,9 @@ class History:
             self._computed.pop()
         elif self._computed:
             h = place.position - self.u_n
-            if self.ready:
-                line = self._line(self.reach(h), output[0].device)
-                self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
-                self.error = _relative(self.missed, unit)
+            line = self._line(self.reach(h), output[0].device)
+            self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
+            self.error = _relative(self.missed, unit)
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0

@@ -69,7 +69,7 @@ class Run:
         self._closed = False
         inactive = config.off_reason or inactive or self._why_never()
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
-        self.stats.planned = None if inactive else self._policy.planned
+        self.stats.planned = None if inactive or first_step else self._policy.planned
 
     def _why_never(self) -> str | None:
         reason, most, warmup = self._policy.why_never(), self.most_reuse, self._schedule.warmup

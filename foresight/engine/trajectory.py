@@ -11,6 +11,7 @@ PRIOR = 1.0  # how many measurements the expectation is worth
 MOST = 32.0  # one measurement can change the scale by this factor at most, up or down
 JUMP = 8.0  # an error this many times the expected one is a jump
 ROUNDING = 0.01  # an error up to this is never a jump
+FAR = 0.5  # one from this on always is
 
 
 class Trajectory:
@@ -49,12 +50,15 @@ class Trajectory:
 
     def learn(self, errors: list[float]) -> None:
         """Take in what the forecasts for the evaluation computed last have missed."""
-        error = max(errors, default=0.0) if all(map(math.isfinite, errors)) else math.inf
+        if not all(map(math.isfinite, errors)):
+            self.histories.clear()
+            return
+        error = max(errors, default=0.0)
         if not error or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
             return
         before, n, m = self._taus
         expected = curvature((n + m) / 2) * (m - n) * (m - before)
-        jump = error > max(JUMP * expected * self._bend, ROUNDING)
+        jump = error > min(max(JUMP * expected * self._bend, ROUNDING), FAR)
         self._evidence.append(math.log(min(max(error / expected, 1 / MOST), MOST)))
         if jump:
             for history in self.histories.values():

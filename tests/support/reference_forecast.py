@@ -205,7 +205,7 @@ class Reference:
         expected = self.bend((n + m) / 2) * (m - n) * (m - before)
         bend = max(1.0, math.exp(sum(self.ratios) / (len(self.ratios) + trajectory.PRIOR)))
         if e:
-            self.jumped = e > max(trajectory.JUMP * bend * expected, trajectory.ROUNDING)
+            self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
             self.ratios.append(math.log(min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)))
 
     def _move(self, x, sigma):

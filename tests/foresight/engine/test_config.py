@@ -37,7 +37,7 @@ def test_a_config_never_changes():
 def test_automatic_warmup_is_15_percent_and_at_least_3(steps, warmup):
     assert PaperConfig().warmup_of(steps) == warmup  # ceil(0.15 * 50 = 7.5) = 8
     assert PaperConfig(warmup_steps=6).warmup_of(steps) == 6
-    assert ForecastConfig().warmup_of(steps) == 3
+    assert ForecastConfig().warmup_of(steps) == 1  # the plan decides about the others
     assert ForecastConfig(warmup_steps=6).warmup_of(steps) == 6
 
 

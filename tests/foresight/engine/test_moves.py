@@ -41,7 +41,7 @@ def test_a_second_evaluation_at_the_same_level_has_to_be_nearer_than_a_third_of_
 
 
 def test_an_output_that_is_the_latent_itself_moves_nothing():
-    assert move(0.0, 0.75, given=0.0) == Move()  # CFG-Zero* at first
+    assert move(0.0, 0.75, given=0.0) == Move(idle=True)  # CFG-Zero* at first
     assert not move(0.1, 0.75, given=0.0).continues
 
 

@@ -1,0 +1,104 @@
+"""Plans whose best solution is known: by trying all of them, and where a reader can see it."""
+
+import itertools
+
+import pytest
+
+from foresight.engine import ForecastConfig, Run
+from foresight.engine.plan import Planner
+from foresight.engine.schedule import Schedule
+
+
+def places(levels):
+    return Schedule(ForecastConfig(), levels).outlook()
+
+
+def flow(steps, shift=3.0):
+    times = [1 - k / steps for k in range(steps + 1)]
+    return [shift * t / (1 + (shift - 1) * t) for t in times]
+
+
+def planner(levels, most_in_a_row=float("inf"), last=1):
+    steps = len(levels) - 1
+    return Planner(places(levels), [k == 0 or k >= steps - last for k in range(steps)], most_in_a_row)
+
+
+@pytest.mark.parametrize("mu", [1e-6, 0.003, 0.014, 0.05, 1.0])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_no_other_set_of_steps_is_better(mu, shift):
+    made, steps = planner(flow(10, shift)), 10
+
+    def total(computed):
+        ends = [0, *computed, steps]
+        gaps = itertools.pairwise(ends)
+        return sum(made.cost(n, m) for n, m in gaps) + mu * len(computed)
+
+    tried = [
+        (total([*middle, 9]), [*middle, 9])
+        for count in range(9)
+        for middle in itertools.combinations(range(1, 9), count)
+        if all(m - n <= 3 for n, m in itertools.pairwise([0, *middle, 9]))  # 16 % of 10 steps are 2 in a row
+    ]
+    best, computed = min(tried)
+    assert total(made.plan(0, 1.0, mu)) == pytest.approx(best)
+    assert len(made.plan(0, 1.0, mu)) == len(computed)
+
+
+def test_more_error_or_a_lower_price_computes_more():
+    made = planner(flow(50))
+    counts = [len(made.plan(0, 1.0, mu)) for mu in (1e-5, 0.001, 0.01, 0.1)]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 49
+    counts = [len(made.plan(0, scale, 0.01)) for scale in (1.0, 4.0, 64.0, 1e6)]
+    assert counts == sorted(counts) and counts[-1] == 49
+
+
+def test_twice_the_scale_at_twice_the_price_is_the_same_plan():
+    made = planner(flow(30))
+    assert made.plan(3, 2.0, 0.02) == made.plan(3, 1.0, 0.01)
+
+
+def test_what_must_be_computed_is_and_no_more_in_a_row_is_left_out():
+    levels = flow(20)
+    made = Planner(places(levels), [k in (0, 7, 18, 19) for k in range(20)], 2)
+    plan = made.plan(0, 1.0, 1e9)  # as few as may be
+    assert {7, 18, 19} <= set(plan)
+    assert max(m - n for n, m in itertools.pairwise([0, *plan, 20])) == 3
+    assert len(plan) == 8  # two up to 7, three up to 18 (10, 13 and 16, say), and what must be
+
+
+@pytest.mark.parametrize("levels", [[1.0, 0.5, 0.5, 0.5, 0.0], [1.0, 0.9999999, 0.9999998, 0.5, 0.0]])
+def test_a_step_that_changes_nothing_is_not_free(levels):
+    made = planner(levels)
+    assert made.plan(0, 1.0, 1e-12) == [1, 2, 3]
+
+
+def test_the_end_of_a_noisy_run_may_be_left_out_where_nothing_says_otherwise():
+    made = planner(flow(20)[:11], last=0)
+    assert made.plan(0, 1.0, 0.05)[-1] < 9
+
+
+@pytest.mark.parametrize(
+    ("steps", "shift", "most"), [(20, 3.0, 11), (20, 5.0, 11), (20, 12.0, 11), (30, 5.0, 13), (50, 3.0, 15)]
+)
+def test_the_default_fires(steps, shift, most):
+    run = Run(ForecastConfig(), schedule=flow(steps, shift), noise=lambda sigma: sigma)
+    assert steps / 5 < run.stats.planned <= most
+
+
+@pytest.mark.parametrize("steps", [20, 30, 50])
+def test_the_presets_are_apart(steps):
+    counts = [
+        Run(ForecastConfig(threshold=gamma), schedule=flow(steps), noise=lambda sigma: sigma).stats.planned
+        for gamma in (0.25, 0.5, 1.0, 2.0)
+    ]
+    assert all(more > fewer for more, fewer in itertools.pairwise(counts))
+    assert counts[0] / counts[-1] > 1.7
+
+
+def test_a_run_that_begins_in_the_middle_is_planned_as_that_part():
+    """20 steps at denoise 0.5 are the second half of 40: their outputs bend as much as those of 40 steps do."""
+    whole = flow(40)
+    over = lambda level: min(range(41), key=lambda k: abs(whole[k] - level)) / 40  # noqa: E731
+    half = Run(ForecastConfig(), schedule=whole[20:], noise=lambda sigma: sigma, over=over)
+    alone = Run(ForecastConfig(), schedule=whole[20:], noise=lambda sigma: sigma)
+    assert half.stats.planned < alone.stats.planned

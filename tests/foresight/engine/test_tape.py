@@ -1,0 +1,186 @@
+"""Replay on samplers that are written down: a two-step multistep sampler by hand, and those that are no functions."""
+
+import itertools
+
+import pytest
+import torch
+
+from foresight.engine import ForecastConfig, Restart, Run
+from foresight.engine.history import History
+from foresight.engine.tape import OWN_NOISE
+from support.told import computes
+
+STEPS = 12
+LEVELS = [1 - k / STEPS for k in range(STEPS + 1)]
+
+
+def multistep(model, x, levels):
+    """x <- x + b (1.5 D_k - 0.5 D_(k-1) - x), and Euler's step at first."""
+    before = None
+    for level, following in itertools.pairwise(levels):
+        output = model(x, level)
+        taken = output if before is None else 1.5 * output - 0.5 * before
+        x, before = x + (1 - following / level) * (taken - x), output
+    return x
+
+
+class Host:
+    """Samples with a run, and starts the sampler again when it is asked to."""
+
+    def __init__(self, config, output, sampler=multistep):
+        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, restartable=True)
+        self.output, self.sampler = output, sampler
+        self.starts = self.computed = 0
+
+    def model(self, x, level):
+        level = torch.tensor(level)
+        given = self.run.answer(level, (x,))
+        if given is not None:
+            return given[0]
+        self.run.begin_evaluation(level, (x,))
+
+        def compute():
+            self.computed += 1
+            return (self.output(x, float(level)),)
+
+        (given,) = self.run.output("x", None, compute, x.device, lambda out: (torch.ones_like(x),))
+        self.run.give((given,))
+        return given.clone()
+
+    def sample(self):
+        while True:
+            self.starts += 1
+            try:
+                return self.sampler(self.model, torch.full((1, 4), 2.0), LEVELS)
+            except Restart:
+                pass
+
+
+def curve(x, level):
+    return 0.2 * x + torch.tensor([0.1, 0.2, 0.3, 0.4]) * (1 - level) ** 2 - 1
+
+
+COMPUTED = {0, 1, 2, 5, 8, 10, 11}
+
+
+def test_a_multistep_sampler_goes_on_as_if_better_outputs_had_been_known(monkeypatch):
+    monkeypatch.setattr(History, "damping", 1e12)
+    host = Host(computes(COMPUTED), curve)
+    got = host.sample()
+    tape = {}  # by hand: step m is computed where the sampler comes with all that was known before, and kept
+
+    def up_to(m):
+        def model(x, level):
+            k = round((1 - level) * STEPS)
+            if k == m:
+                tape[m] = curve(x, level)
+            if k in tape:
+                return tape[k]
+            before, *after = sorted(c for c in tape if c < k)[-2:], *sorted(c for c in tape if c > k)
+            if after:
+                n = before[-1]
+                return tape[n] + (tape[after[0]] - tape[n]) * (k - n) / (after[0] - n)
+            first, n = before
+            return tape[n] + (tape[n] - tape[first]) * (k - n) / (n - first)  # the forecast
+
+        return model
+
+    for m in sorted(COMPUTED):
+        expected = multistep(up_to(m), torch.full((1, 4), 2.0), LEVELS[: m + 2])
+    torch.testing.assert_close(got, expected)
+    assert host.computed == len(COMPUTED)
+    assert host.run.stats.restarts == 3 and host.starts == 1 + 1 + 3  # the first time, to check it, three gaps
+    assert len(host.run.stats.evaluations) == STEPS
+
+
+def test_where_the_plan_leaves_nothing_out_the_sampler_is_left_alone():
+    host = Host(ForecastConfig(threshold=1e-12), curve)
+    assert torch.equal(host.sample(), multistep(curve, torch.full((1, 4), 2.0), LEVELS))
+    assert (host.starts, host.computed, host.run.stats.restarts) == (1, STEPS, 0) and host.run.stats.inactive
+
+
+def test_the_check_changes_nothing():
+    host = Host(computes(set(range(STEPS))), curve)
+    assert torch.equal(host.sample(), multistep(curve, torch.full((1, 4), 2.0), LEVELS))
+    assert (host.starts, host.computed, host.run.stats.restarts) == (2, STEPS, 0)
+
+
+class Noisy:
+    """Adds noise of its own from some step on, another in every start."""
+
+    def __init__(self, first):
+        self.first, self.start = first, 0
+
+    def __call__(self, model, x, levels):
+        self.start += 1
+        for k, (level, following) in enumerate(itertools.pairwise(levels)):
+            x = x + (1 - following / level) * (model(x, level) - x)
+            x = x + (0.01 * self.start if k >= self.first else 0.0)
+        return x
+
+
+def test_a_sampler_with_noise_of_its_own_is_found_at_once_and_not_started_again():
+    host = Host(computes(COMPUTED), curve, Noisy(0))
+    host.sample()
+    assert host.starts == 2 and host.run.stats.restarts == 0
+    assert host.run.stats.uncorrected == OWN_NOISE and host.run.held_bytes < 6 * 16
+    assert host.computed == len(COMPUTED)
+
+
+def test_one_that_is_found_late_goes_on_with_the_model():
+    host = Host(computes(COMPUTED), curve, Noisy(2))
+    host.sample()  # noise before evaluation 3, which is left out: at the first restart it is another
+    assert host.run.stats.uncorrected == OWN_NOISE and host.starts == 3
+    assert host.computed > len(COMPUTED)  # what came after was of another latent
+
+
+def test_one_that_takes_other_levels_than_before_goes_on_with_the_model():
+    starts = []
+
+    def restless(model, x, levels):
+        starts.append(len(starts))
+        levels = levels if len(starts) < 3 else [*levels[:4], *(0.999 * level for level in levels[4:])]
+        return multistep(model, x, levels)
+
+    host = Host(computes(COMPUTED), curve, restless)
+    assert torch.isfinite(host.sample()).all()
+    assert len(host.run.stats.evaluations) > STEPS  # 4 and 5 were asked for twice, at other levels
+
+
+def test_the_outputs_of_a_run_that_find_no_room_are_not_kept():
+    host = Host(computes(COMPUTED), curve)
+    host.run.set_budget(4 * 16 + STEPS * 16 - 1, None)  # four latents of 16 bytes are needed, twelve wanted
+    host.sample()
+    assert host.run.stats.inactive is None and host.starts <= 2
+    assert host.run.stats.uncorrected == "no memory to keep the outputs of the run"
+
+
+def test_what_the_sampler_writes_into_what_it_was_given_changes_nothing():
+    def careless(model, x, levels):
+        before = None
+        for level, following in itertools.pairwise(levels):
+            output = model(x, level)
+            kept = output.clone()
+            output.fill_(77.0)
+            taken = kept if before is None else 1.5 * kept - 0.5 * before
+            x, before = x + (1 - following / level) * (taken - x), kept
+        return x
+
+    tidy, untidy = (Host(computes(COMPUTED), curve, sampler) for sampler in (multistep, careless))
+    assert torch.equal(tidy.sample(), untidy.sample())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("boom")])
+def test_no_memory_for_the_tape_is_no_end_and_other_errors_are_not_hidden(monkeypatch, error):
+    host = Host(computes(COMPUTED), curve)
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(host.run._tape, "note", fails)
+    if "memory" in str(error):
+        host.sample()
+        assert host.run.stats.uncorrected == "out of memory while keeping the outputs of the run"
+    else:
+        with pytest.raises(RuntimeError, match="boom"):
+            host.sample()
