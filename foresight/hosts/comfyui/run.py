@@ -17,6 +17,7 @@ from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from . import memory
+from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
 from .outputs import POST_CFG, Parts, SamplerFunctions
@@ -156,11 +157,13 @@ class SamplerRun:
 
     @outside_graphs(recursive=False)
     def _apply_model(self, executor, x, *args, **kwargs):
-        """In place of `_diffusion_model` for the models that do not call its wrappers."""
-        model = executor.class_obj.diffusion_model
-        return self._around(getattr(model, "_orig_mod", model), False, executor, x, args, kwargs)
+        """In place of `_diffusion_model` for models that do not call its wrappers, or are compiled as a whole."""
+        model, wrapped = executor.class_obj.diffusion_model, False
+        if is_compiled(model):
+            wrapped, args, kwargs = None, *without_wrappers(KEY, args, kwargs)
+        return self._around(getattr(model, "_orig_mod", model), wrapped, executor, x, args, kwargs)
 
-    @outside_graphs(recursive=False)  # with a whole model compiled, this runs inside its graph
+    @outside_graphs(recursive=False)
     def _diffusion_model(self, executor, x, *args, **kwargs):
         return self._around(executor.class_obj, True, executor, x, args, kwargs)
 
@@ -176,23 +179,26 @@ class SamplerRun:
         return self._stacks[model]
 
     @outside_graphs(recursive=False)
-    def _around(self, model: torch.nn.Module, wrapped: bool, executor, x, args: tuple, kwargs: dict):
+    def _around(self, model: torch.nn.Module, wrapped: bool | None, executor, x, args: tuple, kwargs: dict):
         """One call of the model."""
         family, stack, keys = self._call_of(model, wrapped, x, args, kwargs)
         if family is None:
             return executor(x, *args, **kwargs)
         forward = functools.partial(executor, x, *args, **kwargs)
-        return blocks.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0)
+        return blocks.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0, whole=wrapped is None)
 
     @outside_graphs()
-    def _call_of(self, model: torch.nn.Module, wrapped: bool, x, args: tuple, kwargs: dict) -> tuple:
-        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain."""
+    def _call_of(self, model: torch.nn.Module, wrapped: bool | None, x, args: tuple, kwargs: dict) -> tuple:
+        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain.
+
+        `wrapped` is None where this is the only place at which the call comes by.
+        """
         family, stack = self._stack(model)
         options = transformer_options(args, kwargs)
         if family is None or options is None:
             return None, stack, []
         keeps_state = family.plain_with in options
-        if wrapped == (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
+        if wrapped is (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
             return None, stack, []
         if keeps_state and not self._run.stats.inactive:
             self._run.deactivate("blocks write a KV cache in each evaluation")
