@@ -17,6 +17,7 @@ from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from . import memory
+from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
@@ -72,6 +73,7 @@ class SamplerRun:
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
+        self._edges, self._numbers = Edges(model_sampling.percent_to_sigma, sigmas.tolist(), but=KEY), Numbers()
         self._watch = watch
 
     @property
@@ -122,7 +124,7 @@ class SamplerRun:
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             self._run.set_budget(*memory.budget(self._config, x.device, after_first, self._run.held_bytes))
-        trajectory = trajectory_of(options)
+        trajectory = trajectory_of(options) + self._numbers.of(options, self._level)
         self._run.begin_evaluation(timestep, parts, trajectory)
         if self._watch is not None:
             self._watch()
@@ -142,14 +144,24 @@ class SamplerRun:
             return tuple(part for latent in latents or computed for part in self._parts.split(latent))
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        level = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
-        signature = (x.shape, x.dtype, x.device, len(functions), active_conds(guider.conds, level))
+        changing = (
+            active_conds(guider.conds, self._level),
+            self._numbers.changes,
+            self._edges.sides(options, self._level),
+        )
+        signature = x.shape, x.dtype, x.device, len(functions), *changing
         outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
         if functions and computed:
             return computed[0]  # as the sampler's functions have left it
         count = len(parts)
         latents = [self._parts.join(outputs[i : i + count]) for i in range(0, len(outputs), count)]
         return self._functions.call(functions, tuple(latents), timestep, x) if functions else latents[0]
+
+    @property
+    def _level(self) -> float | None:
+        """Of the newest evaluation, known already: to read the device again would make it wait."""
+        evaluations = self._run.stats.evaluations
+        return evaluations[-1].level if evaluations else None
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._keys.begin_pass()
