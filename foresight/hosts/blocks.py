@@ -16,6 +16,8 @@ from ..engine.compiler import outside_graphs
 from ..engine.policy import BlockCall
 from ..engine.tensors import Tensors
 
+WHOLE = "the whole model is compiled: compile it by block"
+
 # (first block's input, this block's input, this block's keyword arguments) -> the first block's input in this block's
 # layout
 Join = Callable[[Tensors, Tensors, Mapping], Tensors]
@@ -153,10 +155,13 @@ class Swapped:
     Args:
         stack: From `Family.stack`.
         call: The engine's `BlockCall`.
+
+    Attributes:
+        reached: Whether a block was called.
     """
 
     def __init__(self, stack: list[tuple[torch.nn.Module, Section]], call: BlockCall):
-        self._stack, self._call = stack, call
+        self._stack, self._call, self.reached = stack, call, False
         self._found: list[tuple[torch.nn.Module, str, object]] = []
 
     @outside_graphs()
@@ -178,6 +183,7 @@ class Swapped:
 
     @outside_graphs(recursive=False)
     def _forward(self, index: int, section: Section, original: Callable, /, *args, **kwargs):
+        self.reached = True
         inputs, computed = section.read(args, kwargs), _Computed(section, original, args, kwargs)
         join = section.join and functools.partial(section.join, inputs=inputs, kwargs=kwargs)
         hidden_states = self._call.block(index, inputs, computed.compute, join)
@@ -199,18 +205,35 @@ class _Computed:
 
 @outside_graphs(recursive=False)
 def run_blocks(
-    run: Run, stack: list[tuple[torch.nn.Module, Section]], keys: Sequence, forward: Callable[[], object], batch_dim=0
+    run: Run,
+    stack: list[tuple[torch.nn.Module, Section]],
+    keys: Sequence,
+    forward: Callable[[], object],
+    batch_dim: int = 0,
+    whole: bool = False,
 ):
     """One call of the model, `forward`, whose blocks ask the run first; they stay untouched where it wants nothing.
 
     Call it through the module (`blocks.run_blocks`): `keep_out_of_graphs` replaces the module's attribute. Arguments
-    are as in `Run.begin_call`.
+    are as in `Run.begin_call`; `whole` says that the model is compiled as a whole, so that a graph may not ask.
     """
     call = run.begin_call(keys, len(stack), batch_dim)
     if call is None:
         return forward()
-    with Swapped(stack, call):
-        result = forward()
-    if run.end_call(call):
+    result, swapped = None, Swapped(stack, call)
+    try:
+        with swapped:
+            result = forward()
+    except Exception as error:
+        if not whole or swapped.reached or not _is_of_compiler(error):
+            raise
+    if whole and not swapped.reached:
+        run.deactivate(WHOLE)
+    elif run.end_call(call):
         return result
     return run_blocks(run, stack, keys, forward, batch_dim)  # once more, plainly: the run is inactive now
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    """Whether torch's compiler gave up: with `fullgraph` there must be nothing of ours between the blocks."""
+    return type(error).__module__.startswith("torch._dynamo")

@@ -69,7 +69,7 @@ def transformer_options(args: tuple, kwargs: dict) -> dict | None:
 def trajectory_of(model_options: dict) -> tuple:
     """What a sampler says by words about an evaluation, such as which of two latents it is for (FlowEdit).
 
-    Numbers are left out: a pack may count its steps there, and each step is not a trajectory.
+    What numbers say there, `changes.Numbers` finds out.
     """
     options = model_options.get("transformer_options", {})
     return tuple(sorted((key, value) for key, value in options.items() if isinstance(value, (str, bool))))

@@ -17,6 +17,8 @@ from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from . import memory
+from .changes import Edges, Numbers
+from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
 from .outputs import Parts, SamplerFunctions
@@ -77,6 +79,7 @@ class SamplerRun:
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
         self._replay = Replay(self._run, self._parts, self._functions)
+        self._edges, self._numbers = Edges(model_sampling.percent_to_sigma, sigmas.tolist(), but=KEY), Numbers()
         self._watch = watch
 
     @property
@@ -132,7 +135,7 @@ class SamplerRun:
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             self._run.set_budget(*memory.budget(self._config, x.device, after_first, self._run.held_bytes))
-        trajectory = trajectory_of(options)
+        trajectory = trajectory_of(options) + self._numbers.of(options, self._level)
         self._run.begin_evaluation(timestep, parts, trajectory)
         if self._watch is not None:
             self._watch()
@@ -151,13 +154,23 @@ class SamplerRun:
             return tuple(part for latent in latents or computed for part in self._parts.split(latent))
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        level = self._run.stats.evaluations[-1].level  # known already: reading it again would make the GPU wait
-        signature = (x.shape, x.dtype, x.device, len(functions), active_conds(guider.conds, level))
+        changing = (
+            active_conds(guider.conds, self._level),
+            self._numbers.changes,
+            self._edges.sides(options, self._level),
+        )
+        signature = x.shape, x.dtype, x.device, len(functions), *changing
         outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
         if functions and computed:
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
+
+    @property
+    def _level(self) -> float | None:
+        """Of the newest evaluation, known already: to read the device again would make it wait."""
+        evaluations = self._run.stats.evaluations
+        return evaluations[-1].level if evaluations else None
 
     def _calc_cond_batch(self, executor, *args, **kwargs):
         self._keys.begin_pass()
@@ -165,11 +178,13 @@ class SamplerRun:
 
     @outside_graphs(recursive=False)
     def _apply_model(self, executor, x, *args, **kwargs):
-        """In place of `_diffusion_model` for the models that do not call its wrappers."""
-        model = executor.class_obj.diffusion_model
-        return self._around(getattr(model, "_orig_mod", model), False, executor, x, args, kwargs)
+        """In place of `_diffusion_model` for models that do not call its wrappers, or are compiled as a whole."""
+        model, wrapped = executor.class_obj.diffusion_model, False
+        if is_compiled(model):
+            wrapped, args, kwargs = None, *without_wrappers(KEY, args, kwargs)
+        return self._around(getattr(model, "_orig_mod", model), wrapped, executor, x, args, kwargs)
 
-    @outside_graphs(recursive=False)  # with a whole model compiled, this runs inside its graph
+    @outside_graphs(recursive=False)
     def _diffusion_model(self, executor, x, *args, **kwargs):
         return self._around(executor.class_obj, True, executor, x, args, kwargs)
 
@@ -185,23 +200,26 @@ class SamplerRun:
         return self._stacks[model]
 
     @outside_graphs(recursive=False)
-    def _around(self, model: torch.nn.Module, wrapped: bool, executor, x, args: tuple, kwargs: dict):
+    def _around(self, model: torch.nn.Module, wrapped: bool | None, executor, x, args: tuple, kwargs: dict):
         """One call of the model."""
         family, stack, keys = self._call_of(model, wrapped, x, args, kwargs)
         if family is None:
             return executor(x, *args, **kwargs)
         forward = functools.partial(executor, x, *args, **kwargs)
-        return blocks.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0)
+        return blocks.run_blocks(self._run, stack, keys, forward, family.batch_dim or 0, whole=wrapped is None)
 
     @outside_graphs()
-    def _call_of(self, model: torch.nn.Module, wrapped: bool, x, args: tuple, kwargs: dict) -> tuple:
-        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain."""
+    def _call_of(self, model: torch.nn.Module, wrapped: bool | None, x, args: tuple, kwargs: dict) -> tuple:
+        """The model's family, its stack and the keys of the call's streams; None for a call that stays plain.
+
+        `wrapped` is None where this is the only place at which the call comes by.
+        """
         family, stack = self._stack(model)
         options = transformer_options(args, kwargs)
         if family is None or options is None:
             return None, stack, []
         keeps_state = family.plain_with in options
-        if wrapped == (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
+        if wrapped is (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
             return None, stack, []
         if keeps_state and not self._run.stats.inactive:
             self._run.deactivate("blocks write a KV cache in each evaluation")

@@ -1,0 +1,159 @@
+"""What changes in mid-run: attention from some percent on, a patch that works up to a noise level, a number.
+
+The functions that ComfyUI is given look at the noise level themselves, so that nothing in the options changes when they
+do. They hold the levels between which they work, by ComfyUI's convention under names like `sigma_start` and
+`end_percent`, and there they are read. What is known of an evaluation is the same on one side of such a level only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+ATTENTION = "optimized_attention_override"
+STAYS = 6  # evaluations; a number that has been the same for so long is no counter
+FEW = 4  # values of a number that names trajectories
+MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
+
+
+class Edges:
+    """The noise levels at which functions in the options change what they do.
+
+    Args:
+        percent_to_sigma: The model's.
+        levels: Of the run.
+        but: Functions under keys that begin so are not looked at.
+    """
+
+    def __init__(self, percent_to_sigma: Callable[[float], float], levels: Sequence[float], but: str):
+        self._percent_to_sigma, self._but = percent_to_sigma, but
+        self._lowest, self._highest = min(levels), max(levels)
+        self._known: dict[int, tuple[object, list[tuple[float, bool]]]] = {}  # by id, each with the function itself
+
+    def sides(self, model_options: Mapping, level: float | None) -> tuple:
+        """Which function does the attention, and on which side of each edge the level lies."""
+        attention, sides = model_options.get("transformer_options", {}).get(ATTENTION), set()
+        for function in _functions(model_options, self._but):
+            _, edges = self._known.get(id(function), (None, None))
+            if edges is None:
+                self._known = self._known if len(self._known) < MOST_KNOWN else {}
+                edges = list(self._of(function, function is attention))
+                self._known[id(function)] = function, edges
+            # what begins at a level does so at the level itself; what ends there still works at it
+            sides.update((edge, level > edge or ends and level == edge) for edge, ends in edges if level is not None)
+        return _code_of(attention), tuple(sorted(sides))
+
+    def _of(self, function: Callable, is_attention: bool) -> Iterator[tuple[float, bool]]:
+        numbers = list(_numbers(function))
+        named = [(name, x) for name, x in numbers if "start" in name or "end" in name]
+        named = [(name, x) for name, x in named if "sigma" in name or "percent" in name]
+        if is_attention and not named:  # under another name, or written into its code
+            named = [("", x) for x in [*(x for _, x in numbers), *_written(function)] if isinstance(x, float)]
+        for name, x in named:
+            sigma = float(self._percent_to_sigma(x)) if "percent" in name else x
+            if self._lowest < sigma < self._highest:
+                yield sigma, "end" in name
+
+
+def _functions(options: object, but: str) -> Iterator[Callable]:
+    """All functions in nested options, and the objects that can be called."""
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            if not str(key).startswith(but) and key != "callbacks":
+                yield from _functions(value, but)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from _functions(value, but)
+    elif callable(options) and not isinstance(options, (type, torch.nn.Module)):
+        yield options
+
+
+def _numbers(function: object, depth: int = 3) -> Iterator[tuple[str, float]]:
+    """The numbers that a function was made with, by name: of its closure, its object and the functions behind it."""
+    function, held = getattr(function, "__func__", function), getattr(function, "__self__", None)
+    cells = getattr(function, "__closure__", None) or ()
+    names = function.__code__.co_freevars if cells else ()
+    made_with = {name: _content(cell) for name, cell in zip(names, cells, strict=True)}
+    behind = {"self": held, "func": getattr(function, "func", None), **made_with}
+    if not hasattr(function, "__code__"):
+        behind["self"] = function
+    yield from _plain(made_with)
+    yield from _plain(getattr(function, "keywords", {}))
+    for value in behind.values():
+        if callable(value) and hasattr(value, "__code__") and depth:
+            yield from _numbers(value, depth - 1)
+        elif not isinstance(value, (type, torch.nn.Module, torch.Tensor)):
+            yield from _plain(getattr(value, "__dict__", {}))
+
+
+def _plain(values: Mapping) -> Iterator[tuple[str, float]]:
+    for name, x in values.items():
+        if isinstance(x, (int, float)) and not isinstance(x, bool):
+            yield str(name).lower(), x
+        elif isinstance(x, torch.Tensor) and x.numel() == 1 and x.device.type == "cpu":  # a device is not read here
+            yield str(name).lower(), float(x)
+
+
+def _content(cell: object) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _written(function: object) -> list:
+    """What stands in the code of a function: its constants, and what globals it names."""
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    return [] if code is None else [*code.co_consts, *(function.__globals__.get(name) for name in code.co_names)]
+
+
+def _code_of(function: Callable | None) -> object:
+    """The same for a closure that is made anew at each evaluation."""
+    function = getattr(function, "func", function)
+    return getattr(getattr(function, "__func__", function), "__code__", type(function))
+
+
+class Numbers:
+    """What numbers in the options say about an evaluation.
+
+    A pack may count its evaluations or its steps there, which says nothing. A number names a trajectory where it has
+    had two values at one noise level and comes back to one of its values. One that stayed and then changes is an edge.
+
+    Attributes:
+        changes: How many edges there were.
+    """
+
+    def __init__(self):
+        self.changes = 0
+        self._seen: dict[str, list[tuple[float | None, float]]] = {}  # by name, of each evaluation its level and value
+        self._stayed: dict[str, int] = {}
+
+    def of(self, model_options: Mapping, last_level: float | None) -> tuple:
+        """What tells trajectories apart in the evaluation that begins.
+
+        Args:
+            last_level: Of the evaluation before; the level of this one has not been read yet.
+        """
+        names = []
+        for name, value in model_options.get("transformer_options", {}).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            seen = self._seen.setdefault(name, [])
+            if seen:
+                seen[-1] = last_level, seen[-1][1]
+            if seen and seen[-1][1] != value:
+                self.changes += self._stayed[name] >= STAYS
+                self._stayed[name] = 0
+            self._stayed[name] = self._stayed.get(name, 0) + 1
+            seen.append((None, value))
+            if _names(seen):
+                names.append((name, value))
+        return tuple(sorted(names))
+
+
+def _names(seen: list[tuple[float | None, float]]) -> bool:
+    values = [value for _, value in seen]
+    turns = [value for before, value in zip([None, *values], values, strict=False) if value != before]
+    if len(turns) == len(set(turns)) or len(set(turns)) > FEW:
+        return False
+    return any(a[0] is not None and a[0] == b[0] and a[1] != b[1] for a, b in zip(seen, seen[1:], strict=False))

@@ -1,0 +1,244 @@
+"""What changes in mid-run: nothing is forecast across it, and what only counts changes nothing."""
+
+import functools
+import types
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.model_patcher
+import comfy.samplers
+
+from foresight import ForecastConfig
+from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts.comfyui.changes import Edges, Numbers
+from support.comfy_models import noise, sample
+
+STEPS = 24
+CONFIG = ForecastConfig(threshold=1.0)
+MIDDLE = 0.93  # a level between two of the run, with forecasts before it and behind it
+
+
+@pytest.fixture(scope="module")
+def model():
+    from support import comfy_models
+
+    return comfy_models.wan()
+
+
+def level_in(kwargs):
+    return float(kwargs["transformer_options"]["sigmas"][0])
+
+
+def other(q, k, v, heads, **kwargs):
+    """Attention that is quite another: every token is given the mean of all."""
+    return v.mean(1, keepdim=True).expand_as(q).clone()
+
+
+def window(sigma_start, sigma_end=0.0):
+    """As core's sparse attention has it: an object with the levels, in the closure of the override."""
+    patch = types.SimpleNamespace(sigma_start=sigma_start, sigma_end=sigma_end, tau=0.96)
+
+    def override(func, *args, **kwargs):
+        inside = patch.sigma_end <= level_in(kwargs) <= patch.sigma_start
+        return (other if inside else func)(*args, **kwargs)
+
+    return override
+
+
+def by_another_name(switch):
+    def override(func, *args, **kwargs):
+        return (other if level_in(kwargs) <= switch else func)(*args, **kwargs)
+
+    return override
+
+
+def written_in(func, *args, **kwargs):
+    return (other if level_in(kwargs) <= 0.93 else func)(*args, **kwargs)
+
+
+class Callable:
+    def __init__(self, level):
+        self.sigma_start = level
+
+    def __call__(self, func, *args, **kwargs):
+        return (other if level_in(kwargs) <= self.sigma_start else func)(*args, **kwargs)
+
+    method = __call__
+
+
+def given(func, *args, sigma_start, **kwargs):
+    return (other if level_in(kwargs) <= sigma_start else func)(*args, **kwargs)
+
+
+def on_top(before):
+    """A second override, which hands on to the one that was there."""
+
+    def override(func, *args, **kwargs):
+        return before(func, *args, **kwargs)
+
+    return override
+
+
+OVERRIDES = {
+    "core's way": window(MIDDLE),
+    "its end": window(2.0, MIDDLE),
+    "another name": by_another_name(MIDDLE),
+    "a tensor": by_another_name(torch.tensor(MIDDLE)),
+    "in its code": written_in,
+    "an object": Callable(MIDDLE),
+    "a method": Callable(MIDDLE).method,
+    "partial": functools.partial(given, sigma_start=MIDDLE),
+    "under another": on_top(window(MIDDLE)),
+}
+
+
+def with_override(model, override):
+    patcher = model.patcher.clone()
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = override
+    return patcher
+
+
+@pytest.mark.parametrize("override", OVERRIDES.values(), ids=OVERRIDES)
+def test_attention_that_changes_ends_what_is_forecast(model, runs, override):
+    patcher = with_override(model, override)
+    plain = sample(model, patcher, steps=STEPS)
+    ours = sample(model, apply_foresight(patcher, CONFIG), steps=STEPS)
+    (stats,) = runs
+    levels = [e.level for e in stats.evaluations]
+    edge = next(i for i, level in enumerate(levels) if level <= MIDDLE)
+    left_out = [bool(sum(e.reused)) for e in stats.evaluations]
+    assert any(left_out[:edge]) and any(left_out[edge:])
+    assert not any(left_out[edge : edge + 3])  # an output, a slope and what it would have missed
+    assert ((ours - plain).norm() / plain.norm()).item() < 0.02
+
+
+def test_an_override_that_does_not_change_costs_nothing(model, runs):
+    def unchanged(sigma_start):
+        return lambda func, *args, **kwargs: func(*args, **kwargs) if sigma_start else None
+
+    for patcher in (model.patcher, *(with_override(model, unchanged(level)) for level in (1.0, 2.0))):
+        sample(model, apply_foresight(patcher, CONFIG), steps=STEPS)
+    assert len({str([e.reused for e in stats.evaluations]) for stats in runs}) == 1 and runs[0].reused
+
+
+def test_guidance_that_ends_at_a_percent(model, runs):
+    """By the names that ComfyUI's own nodes use in their functions."""
+
+    def guide(sigma_start, sigma_end):
+        def function(args):
+            inside = sigma_end <= float(args["sigma"][0]) <= sigma_start
+            return args["denoised"] * (0.5 if inside else 1.0)
+
+        return function
+
+    patcher = model.patcher.clone()
+    patcher.set_model_sampler_post_cfg_function(guide(2.0, MIDDLE))
+    sample(model, apply_foresight(patcher, CONFIG), steps=STEPS)
+    (stats,) = runs
+    edge = next(i for i, e in enumerate(stats.evaluations) if e.level < MIDDLE)
+    assert all(sum(e.computed) for e in stats.evaluations[edge : edge + 3]) and stats.reused
+
+
+def edges(levels=(1.0, 0.5, 0.0)):
+    return Edges(lambda percent: 1 - percent, levels, but="ours")
+
+
+def sides(seen, level, **options):
+    return seen.sides({"transformer_options": options}, level)
+
+
+def test_sides_of_an_edge():
+    begins, ends = window(0.5, -1.0), window(2.0, 0.5)
+    for override, below in ((begins, (0.5, 0.4)), (ends, (0.4,))):
+        seen = edges()
+        found = [sides(seen, level, optimized_attention_override=override) for level in (0.6, 0.5, 0.4)]
+        assert [x == found[-1] for x in found] == [level in below for level in (0.6, 0.5, 0.4)]
+    assert sides(edges(), 0.4, ours=begins) == sides(edges(), 0.4)  # not under that key
+    assert sides(edges(), None, optimized_attention_override=begins)[1] == ()
+
+
+def test_percents_become_levels_and_what_is_no_level_is_none():
+    def patch(start_percent, end_percent, sigma_end, strength, start):
+        return lambda args: (start_percent, end_percent, sigma_end, strength, start)
+
+    def found(*values):
+        return sides(edges(), 0.6, patches={"attn1_patch": [patch(*values)]})[1]
+
+    assert found(0.25, 1.0, 0.0, 0.5, 0.5) == ((0.75, False),)  # 25 % of the run is level 0.75
+    assert found(0.0, 0.5, 0.0, 0.5, 0.5) == ((0.5, True),)
+    assert found(0.0, 1.0, 0.0, 0.5, 0.5) == ()
+
+
+def test_a_closure_that_is_made_anew_is_the_same_attention_and_another_function_is_not():
+    seen = edges()
+    first, again = (sides(seen, 0.6, optimized_attention_override=window(2.0)) for _ in range(2))
+    assert first == again != sides(seen, 0.6, optimized_attention_override=by_another_name(2.0))
+    for _ in range(1000):
+        sides(seen, 0.6, optimized_attention_override=window(0.5))
+    assert len(seen._known) <= 256
+
+
+def names(entries, name="n"):
+    """What numbers say in each of some evaluations, each a level and a value, and how many edges there were."""
+    numbers, before, found = Numbers(), None, []
+    for level, value in entries:
+        found.append(numbers.of({"transformer_options": {name: value, "word": "x", "flag": True}}, before))
+        before = level
+    return found, numbers.changes
+
+
+LEVELS = [1 - i / 20 for i in range(20)]
+
+
+def test_numbers_that_count_say_nothing():
+    heun = [level for level in LEVELS for _ in range(2)][1:]
+    for entries in (
+        [(level, i) for i, level in enumerate(LEVELS)],  # evaluations
+        [(level, i) for i, level in enumerate(heun)],
+        [(level, i // 2) for i, level in enumerate(heun)],  # steps
+        [(level, level) for level in heun],
+        [(level, i % 2) for i, level in enumerate(LEVELS)],  # in turn, but never two at one level
+        [(level, 7) for level in heun],
+    ):
+        assert names(entries) == ([()] * len(entries), 0)
+
+
+def test_numbers_that_take_turns_at_a_level_name_trajectories():
+    two = [(level, value) for level in LEVELS for value in (0, 3)]
+    found, changes = names(two)
+    assert found[:2] == [(), ()] and found[2:] == [(("n", value),) for _, value in two[2:]] and changes == 0
+
+
+def test_a_number_that_stayed_and_changes_is_an_edge():
+    assert names([(level, 0.0 if level > 0.5 else 1.0) for level in LEVELS])[1] == 1
+
+
+def counting(model, x, sigmas, extra_args=None, callback=None, disable=None, entry=lambda i: i):
+    """Euler, with a number in the options of each evaluation."""
+    for i, (level, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        options["transformer_options"]["count"] = entry(i)
+        denoised = model(x, level * x.new_ones(1), **{**extra_args, "model_options": options})
+        x = x + (x - denoised) / level * (following - level)
+    return x
+
+
+def test_a_number_that_changes_at_every_evaluation_costs_nothing(model, runs):
+    def run(function):
+        guider = comfy.samplers.CFGGuider(apply_foresight(model.patcher, CONFIG))
+        guider.set_conds(model.text(1), model.text(2))
+        sigmas = comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", STEPS)
+        with torch.inference_mode():
+            x = noise(*model.latent().shape, seed=5)
+            guider.sample(x, model.latent(), comfy.samplers.KSAMPLER(function), sigmas, seed=0, disable_pbar=True)
+
+    run(functools.partial(counting, entry=lambda i: "same"))
+    run(counting)
+    run(functools.partial(counting, entry=lambda i: i / STEPS))
+    run(functools.partial(counting, entry=lambda i: int(i >= STEPS // 2)))
+    tables = [[sum(e.reused) for e in stats.evaluations] for stats in runs]
+    assert tables[0] == tables[1] == tables[2] and sum(tables[0]) > sum(tables[3]) > 0
+    assert not any(tables[3][STEPS // 2 : STEPS // 2 + 3])
