@@ -82,7 +82,7 @@ class Forecast(Policy):
         self._arriving: torch.Tensor | None = None  # what `check` measured
         self._sums: list[float] | None = None
         self._blend, self._tape = self.resources.blend, self.resources.tape
-        self._unsettled: list[float] = []  # errors measured before the blend is known
+        self._unsettled: tuple[list[float], bool] = [], False  # measured before the blend is known
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -228,24 +228,24 @@ class Forecast(Policy):
         values = list(values)
         for trajectory in self._trajectories.values():
             measured = [history for history in trajectory.histories.values() if history.error is not None]
-            errors = [values.pop(0) for _ in measured]
+            errors, sloped = [values.pop(0) for _ in measured], all(history.sloped for history in measured)
             for history in measured:
                 history.error = None
             if errors and self._blend is not None:
-                self._unsettled = errors
+                self._unsettled = errors, sloped
             elif errors:
-                trajectory.learn(errors)
+                trajectory.learn(errors, sloped)
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
     def _learn_of_blend(self, place: Place) -> None:
         """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
-        errors, self._unsettled = self._unsettled, []
+        (errors, sloped), self._unsettled = self._unsettled, ([], False)
         self._now.euler &= self._sums is not None  # what was not seen is not paid back
         if errors and self._now.histories:
             unknown = self._sums is None or self._blend.error is None
             guided = max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
-            self._now.learn([guided])
+            self._now.learn([guided], sloped)
         self._blend.begin(place.level, self._latent, self.resources.offload.device)
         self._latent = ()
 
@@ -270,7 +270,7 @@ class Forecast(Policy):
         return beside + sum(trajectory.nbytes for trajectory in self._trajectories.values())
 
     def drop(self) -> None:
-        self._unsettled = []
+        self._unsettled = [], False
         if self._blend is not None:
             self._blend.begin(None, (), None)
         if self._tape is not None:

@@ -21,6 +21,7 @@ class History:
         signature: Whatever must stay the same for a forecast to make sense.
         error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
         missed: D^ - D_m, while `error` is.
+        sloped: Whether that D^ had a slope.
     """
 
     damping = DAMPING
@@ -29,6 +30,7 @@ class History:
         self.signature, self._holds = signature, holds
         self.error: torch.Tensor | None = None
         self.missed: Tensors | None = None
+        self.sloped = False
         self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
         self._A = self._B = 0.0
 
@@ -100,7 +102,7 @@ class History:
             h = place.position - self.u_n
             line = self._line(self.reach(h), output[0].device)
             self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
-            self.error = _relative(self.missed, unit)
+            self.error, self.sloped = _relative(self.missed, unit), self.ready
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0

@@ -48,13 +48,13 @@ class Trajectory:
         self.in_a_row = 0
         self.euler = True
 
-    def learn(self, errors: list[float]) -> None:
-        """Take in what the forecasts for the evaluation computed last have missed."""
+    def learn(self, errors: list[float], sloped: bool) -> None:
+        """Take in what the forecasts for the evaluation computed last have missed; `sloped` if they had a slope."""
         if not all(map(math.isfinite, errors)):
             self.histories.clear()
             return
         error = max(errors, default=0.0)
-        if not error or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
+        if not error or not sloped or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
             return
         before, n, m = self._taus
         expected = curvature((n + m) / 2) * (m - n) * (m - before)
