@@ -15,6 +15,9 @@ from foresight.hosts.comfyui import families
 from support import contract
 from support.comfy_networks import NETWORKS, wan_causal
 from support.comfy_run import PackedRun, Run
+from support.told import computes
+
+ALL = computes(range(contract.FORECAST_STEPS))  # a plan that would leave steps out, and a policy that computes them
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda make: make.__name__)
@@ -44,10 +47,12 @@ def test_reuse_is_what_a_network_with_stubs_gives(network, kind, interval):
     contract.check_reuse(network.model, stack_of(network), Run(network), active, active.run.end, kind)
 
 
-@pytest.mark.parametrize("threshold", [0, 1e-12])
-def test_no_forecast_is_the_plain_result(network, threshold):
-    active = PackedRun(network, ForecastConfig(threshold=threshold))
-    contract.check_no_forecast(network.model, stack_of(network), PackedRun(network), active, active.run.end)
+@pytest.mark.parametrize("config", [ForecastConfig(threshold=0), ForecastConfig(threshold=1e-12), ALL], ids=str)
+def test_no_forecast_is_the_plain_result(network, config):
+    active = PackedRun(network, config)
+    plain = PackedRun(network)
+    stats = contract.check_no_forecast(network.model, stack_of(network), plain, active, active.run.end)
+    assert (stats.inactive is None) == (config is ALL)
 
 
 def test_a_forecast_takes_the_place_of_the_whole_model(network):

@@ -10,6 +10,7 @@ from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight, families
 from support import contract
 from support.diffusers_transformers import TRANSFORMERS, sana_wm_refiner
+from support.told import computes
 
 
 @pytest.fixture(scope="module", params=TRANSFORMERS, ids=lambda make: make.__name__)
@@ -68,22 +69,25 @@ def test_reuse_is_what_a_network_with_stubs_gives(transformer, kind, interval):
     contract.check_reuse(transformer.model, stack_of(transformer), Plain(transformer), active, active.end, kind)
 
 
-def forecast_runs(transformer, threshold, **options):
+def forecast_runs(transformer, config, **options):
     """A plain run and one with the method "forecast", for `contract`."""
-    config = ForecastConfig(threshold=threshold)
     options |= {"steps": contract.FORECAST_STEPS, "moves": False}
     return Plain(transformer, **options), Run(transformer, config, **options)
 
 
-@pytest.mark.parametrize("threshold", [0, 1e-12])
-def test_no_forecast_is_the_plain_result(transformer, threshold):
-    plain, active = forecast_runs(transformer, threshold, return_dict=True)
-    contract.check_no_forecast(transformer.model, stack_of(transformer), plain, active, active.end)
+ALL = computes(range(contract.FORECAST_STEPS))  # a plan that would leave steps out, and a policy that computes them
+
+
+@pytest.mark.parametrize("config", [ForecastConfig(threshold=0), ForecastConfig(threshold=1e-12), ALL], ids=str)
+def test_no_forecast_is_the_plain_result(transformer, config):
+    plain, active = forecast_runs(transformer, config, return_dict=True)
+    stats = contract.check_no_forecast(transformer.model, stack_of(transformer), plain, active, active.end)
+    assert (stats.inactive is None) == (config is ALL)
 
 
 @pytest.mark.parametrize("return_dict", [False, True])
 def test_a_forecast_takes_the_place_of_the_whole_model(transformer, return_dict):
-    plain, active = forecast_runs(transformer, 2.0, return_dict=return_dict)
+    plain, active = forecast_runs(transformer, ForecastConfig(threshold=2.0), return_dict=return_dict)
     family = blocks.family_of(transformer.model, families.FAMILIES)
 
     def denoised(tensors, step):  # but for the latent, which does not change

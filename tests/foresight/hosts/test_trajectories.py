@@ -130,7 +130,9 @@ def test_a_sampler_that_begins_in_the_middle_warms_up_there_and_computes_the_las
     for config in MUCH:
         sampled(model, config, euler_at(down[8:]), padded(down))
         kinds = [e.kind for e in runs[-1].evaluations]
-        assert kinds[:3] == ["warmup"] * 3 and "reuse" in kinds
+        # in the middle of a run no output is given again, so that forecast needs two
+        assert kinds[:3] == ["warmup"] * 3 or kinds[:2] == ["warmup", "full"] and config.name == "forecast"
+        assert "reuse" in kinds
         assert kinds[-1] != "reuse" or config.name == "paper"  # which has no end of its own
 
 
@@ -138,7 +140,7 @@ def test_a_restart_forgets_what_was_measured(model, runs):
     sampled(model, ForecastConfig(threshold=1.0), sampler_of(restarting), levels(model, 24))
     (stats,) = runs
     rise = next(i for i in range(1, 23) if stats.evaluations[i].level > stats.evaluations[i - 1].level)
-    assert all(sum(e.computed) for e in stats.evaluations[rise : rise + 3]) and stats.reused
+    assert all(sum(e.computed) for e in stats.evaluations[rise : rise + 2]) and stats.reused  # a value and a slope
 
 
 def test_an_adaptive_sampler_is_left_alone_and_says_so(model, runs):
@@ -205,8 +207,9 @@ def test_the_functions_of_a_sampler_are_called_in_every_evaluation_with_what_the
     expected = sampled(model, None, plain.sampler(), levels(model, 24))
     result = sampled(model, ForecastConfig(threshold=2.0), ours.sampler(), levels(model, 24))
     left_out = [e.kind == "reuse" for e in runs[0].evaluations]
-    assert any(left_out) and len(ours.seen) == len(plain.seen) == 24
-    for (level, uncond, _), (level_plain, uncond_plain, _) in zip(ours.seen, plain.seen, strict=True):
+    assert any(left_out) and len(left_out) == len(plain.seen) == 24
+    newest = ours.seen[-24:]  # of the sampler as it was started last
+    for (level, uncond, _), (level_plain, uncond_plain, _) in zip(newest, plain.seen, strict=True):
         assert level == level_plain
         assert ((uncond - uncond_plain).norm() / uncond_plain.norm()).item() < 0.2
     assert ((result - expected).norm() / expected.norm()).item() < 0.1
