@@ -26,7 +26,8 @@ export function planOf(run) {
   const plan = `plan: ${run.planned} of ${run.steps} steps computed, ${(run.steps / Math.max(1, run.planned)).toFixed(2)}x`;
   if (!run.done) return plan;
   const computed = run.evaluations.filter((e) => !e.reused.some(Boolean)).length;
-  return `${plan}; it became ${computed} of ${run.evaluations.length} evaluations`;
+  const known = run.evaluations.length;
+  return `${plan}; it became ${known === run.steps ? computed : `${computed} of ${known} evaluations`}`;
 }
 
 /** The lines under the map, the first of them in bold. */

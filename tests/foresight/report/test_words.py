@@ -53,6 +53,8 @@ def test_at_the_end_it_says_what_became_of_the_plan(say):
         "forecasts not corrected: no memory",
         "inactive: why",
     ]
+    plan = say("words.planOf(run)", record(done=True, steps=2, planned=2))
+    assert plan == "plan: 2 of 2 steps computed, 1.00x; it became 1"  # one evaluation a step
     assert say("words.planOf(run)", record(planned=None)) is None  # the method paper has none
 
 
