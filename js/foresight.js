@@ -6,7 +6,7 @@ import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./r
 import { readOlderFiles } from "./saved.js";
 
 const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
-const MAP_HEIGHT = 190;
+const MAP_HEIGHT = 205;
 
 const views = new WeakMap(); // node -> MapView or TextView
 

@@ -1,11 +1,8 @@
 // The live map's view: tabs of runs, the map of blocks by evaluations, and its figures.
 import { findNode, runsOf } from "./runs.js";
+import { EMPTY, figuresOf, percent, unreadable } from "./words.js";
 
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
-
-const seconds = (value) => (value == null ? "?" : `${value.toPrecision(value < 100 ? 3 : 4)} s`);
-const bytes = (count) => (count >= 2 ** 29 ? `${(count / 2 ** 30).toFixed(2)} GiB` : `${(count / 2 ** 20).toFixed(1)} MiB`);
-const percent = (share) => `${Math.round(share * 100)} %`;
 
 export function element(tag, className, ...children) {
   const made = document.createElement(tag);
@@ -20,7 +17,7 @@ function cellOf(evaluation, block) {
   const calls = reused + (evaluation.computed[block] ?? 0);
   if (!calls) return null;
   const ratio = evaluation.ratio[block];
-  // a ratio of 1 qualifies, 3 is far off; foresight/report/plot.py shades alike
+  // at 1 it could have been left out, 3 is far off; foresight/report/plot.py shades alike
   const near = ratio == null || evaluation.kind === "warmup" ? 0 : Math.min(1, Math.max(0, (3 - ratio) / 2));
   let words = reused === calls ? "reused" : reused ? `reused in ${reused} of ${calls} calls` : "computed";
   if (evaluation.kind === "warmup") words = "computed (warmup)";
@@ -47,7 +44,7 @@ export class MapView {
       entry.style.setProperty("--colour", `var(--foresight-${name})`);
       this.legend.append(entry);
     }
-    this.empty = element("div", "foresight-empty", "Which blocks are reused shows here while the sampler runs.");
+    this.empty = element("div", "foresight-empty", EMPTY);
     this.root = element("div", "foresight-map", this.empty);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.moveTo(null));
@@ -57,7 +54,10 @@ export class MapView {
 
   refresh() {
     this.runs = runsOf(this.node);
-    if (!this.runs.length) {
+    const strange = this.runs.map(unreadable).find(Boolean);
+    if (!this.runs.length || strange) {
+      this.run = null;
+      this.empty.textContent = strange ?? EMPTY;
       this.root.replaceChildren(this.empty);
       return;
     }
@@ -109,17 +109,8 @@ export class MapView {
   showFigures() {
     const run = this.run;
     const known = run.evaluations.length;
-    const parts = [`evaluation ${known} of ${this.columns}`, `${percent(run.reuse_ratio)} reused`];
-    if (run.estimated_speedup != null && run.reused) parts.push(`${run.estimated_speedup.toFixed(2)}x (estimated)`);
-    const head = element("strong", "", parts.join(" · "));
-    const lines = [head];
-    if (run.seconds_full != null) {
-      const reuse = run.seconds_reuse == null ? "" : `, ${seconds(run.seconds_reuse)} with reuse`;
-      const held = run.peak_bytes ? ` · ${bytes(run.peak_bytes)} held${run.in_ram ? ", partly in RAM" : ""}` : "";
-      lines.push(`\n${seconds(run.seconds_full)} per full evaluation${reuse}${held}`);
-    }
-    if (run.inactive) lines.push(`\ninactive: ${run.inactive}`);
-    this.figures.replaceChildren(...lines);
+    const [head, ...lines] = figuresOf(run, this.columns);
+    this.figures.replaceChildren(element("strong", "", head), ...lines.map((line) => `\n${line}`));
     this.canvas.setAttribute(
       "aria-label",
       `Map of ${this.blocks} blocks by ${known} evaluations, ${percent(run.reuse_ratio)} reused. Arrow keys read cells.`,

@@ -11,13 +11,15 @@ from .common import CATEGORY
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "threshold", False,
      "Speed against quality: higher is faster and drifts more. 0.25 for a final video, 0.5 to begin with, 1 for "
-     "looking around, 2 for drafts. 0 = off, the exact plain result."),
+     "looking around, 2 for drafts. forecast: how much error a computed evaluation has to save. 0 = off, the exact "
+     "plain result."),
     (io.Int, "warmup_steps", False,
-     f"Steps at the beginning that are computed in full. 0 = automatic: {AUTO_WARMUP_MIN} steps; with the method paper "
-     f"{AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
+     "Steps at the beginning that are computed in full. 0 = automatic: with forecast the plan decides, and the first "
+     f"step is always computed; with paper {AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
     (io.Int, "reuse_interval", False,
      "The longest pause between two computations. forecast: at most n - 1 evaluations in a row are left out. paper: "
-     f"every n-th evaluation after warmup is computed in full. 0 = automatic (paper: {AUTO_INTERVAL}). 1 = off."),
+     "every n-th evaluation after warmup is computed in full. "
+     f"0 = automatic: with forecast the plan decides, paper takes {AUTO_INTERVAL}. 1 = off."),
     (io.Float, "start_percent", True, "Before this share of sampling everything is computed."),
     (io.Float, "end_percent", True, "After this share of sampling everything is computed."),
     (io.Combo, "cache_device", True,
@@ -36,8 +38,8 @@ class ForesightApply(io.ComfyNode):
             node_id="ForesightApply",
             display_name="Foresight",
             category=CATEGORY,
-            description="Makes video models faster: work whose result can be foreseen, or barely changes, is left out, "
-            "decided while the video is made. Put it between the model loader (after LoRAs) and the sampler. In "
+            description="Makes video models faster: work whose result can be foreseen, or barely changes, is left out. "
+            "Put it between the model loader (after LoRAs) and the sampler. In "
             "workflows with two models (Wan 2.2), use one on each.",
             search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"],
             is_experimental=True,
@@ -49,8 +51,9 @@ class ForesightApply(io.ComfyNode):
                     options=list(METHODS),
                     default=next(iter(METHODS)),
                     tooltip="forecast leaves out whole evaluations of the model and forecasts their result from the "
-                    "last two, by the error that it measures; it takes almost no memory. paper leaves out the first "
-                    "blocks of an evaluation where they barely change, as in arXiv 2506.00329.",
+                    "last two. Which ones are computed is planned before the run, and again with what is measured; it "
+                    "takes little memory. paper leaves out the first blocks of an evaluation where they barely "
+                    "change, as in arXiv 2506.00329.",
                 ),
                 *(
                     kind.Input(name, optional=True, tooltip=tooltip, advanced=advanced or None, **Config.limits(name))

@@ -26,7 +26,7 @@ _OUTPUTS = [  # saved workflows store links by position: only ever append
     (io.Float, "reuse_ratio", "reuse ratio", "Reused share of all block calls."),
     (io.Float, "seconds_full", "seconds full", "Measured median of an evaluation without reuse."),
     (io.Float, "seconds_reuse", "seconds reuse", "Measured median of an evaluation with reuse; 0 = none."),
-    (io.Float, "memory_gb", "memory GiB", "Most memory that stored features held."),
+    (io.Float, "memory_gb", "memory GiB", "Most memory that stored tensors held."),
 ]  # fmt: skip
 
 
@@ -37,9 +37,9 @@ class ForesightReport(io.ComfyNode):
             node_id="ForesightReport",
             display_name="Foresight Report",
             category=CATEGORY,
-            description="What Foresight did in the sampler runs of a model: a map of reused blocks, a table, "
-            "the measured figures, and a JSON file in the output folder. The latent passes through, so that it runs "
-            "after sampling.",
+            description="What Foresight did in the sampler runs of a model: a map of what was computed and what was "
+            "left out, a table with the plan, the measured figures, and a JSON file in the output folder. The latent "
+            "passes through, so that it runs after sampling.",
             search_aliases=["cache statistics", "reuse map", "speed-up", "benchmark"],
             is_experimental=True,
             is_output_node=True,
@@ -66,7 +66,11 @@ class ForesightReport(io.ComfyNode):
         named = named_runs(runs, present)
         plotted = {name: run for name, run in named.items() if run["total"]}
         text = figures.table(named) if runs else _NOTHING
-        map_image = image_of(plot.block_map(plotted, "Foresight: reused blocks") if plotted else plot.note(text))
+        map_image = image_of(
+            plot.block_map(plotted, "Foresight: what was computed and what was left out")
+            if plotted
+            else plot.note(text)
+        )
         sums = figures.totals(runs)
         message = f"{text}\n\n{write(figures.report_file(runs), filename_prefix)}" if filename_prefix and runs else text
         return io.NodeOutput(

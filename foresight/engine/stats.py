@@ -8,9 +8,18 @@ from typing import Literal
 from .config import Config
 from .tensors import format_bytes
 
-FORMAT = 2  # of `RunStats.to_dict`; 1 had the settings of both methods in one record
+FORMAT = 3  # of `RunStats.to_dict`; 1 had the settings of both methods in one record, 2 no plan and no restarts
 
 Kind = Literal["warmup", "outside", "full", "reuse", "plain"]
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A time for people, with three figures or more and no exponent."""
+    if seconds is None:
+        return "?"
+    if seconds < 1e-3:
+        return f"{1000 * seconds:.3f} ms"
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 @dataclass
@@ -24,8 +33,8 @@ class Evaluation:
         seconds: Wall time until the next evaluation began, None if unknown.
         computed: Block calls computed, per block; one call is one block for one stream.
         reused: Block calls reused, per block.
-        ratio: delta / (gamma * lambda) per block, the largest over the streams (with forecasts: predicted error over
-            tolerance); None where nothing was measured.
+        ratio: delta / (gamma * lambda) per block, the largest over the streams (with forecasts: the error of leaving
+            it out too, over what computing has to save); None where nothing was measured.
     """
 
     kind: Kind
@@ -104,6 +113,11 @@ class RunStats:
         return self.reused / self.total if self.total else 0.0
 
     @property
+    def computed_in_full(self) -> int:
+        """Evaluations of which nothing was left out."""
+        return sum(not sum(e.reused) for e in self.evaluations)
+
+    @property
     def block_speedup(self) -> float:
         """All block calls over computed ones: the speed-up if blocks took all the time."""
         return 1 / (1 - self.reuse_ratio) if self.reuse_ratio < 1 else float("inf")
@@ -149,15 +163,20 @@ class RunStats:
         if not self.reused:
             reason = self.inactive or self.config.unused
             return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
-        full = "?" if self.seconds_full is None else f"{self.seconds_full:.3g} s"
-        reuse = "?" if self.seconds_reuse is None else f"{self.seconds_reuse:.3g} s"
+        full, reuse = format_seconds(self.seconds_full), format_seconds(self.seconds_reuse)
         speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
         line = (
             f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), "
             f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
             f"held {format_bytes(self.peak_bytes)}{' (hidden states in RAM)' if self.in_ram else ''}"
         )
-        line += f", plan: {self.plan}" if self.planned is not None else ""
+        if self.planned is not None:
+            line += f", plan: {self.plan}, it became {self.computed_in_full} of {len(self.evaluations)} evaluations"
+        line += (
+            f", sampler started again {'once' if self.restarts == 1 else f'{self.restarts} times'}"
+            if self.restarts
+            else ""
+        )
         line += f"; forecasts not corrected: {self.uncorrected}" if self.uncorrected else ""
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
 

@@ -1,6 +1,8 @@
 """Figures of one or several runs together, as a text table and as the report file (`schema.json`)."""
 
-FORMAT = 2  # of `report_file`; 1 had the settings of both methods in each run
+from collections.abc import Iterable
+
+FORMAT = 3  # of `report_file` and of each run in it; 2 had no plan and no restarts
 
 
 def totals(runs: list[dict]) -> dict:
@@ -14,7 +16,11 @@ def totals(runs: list[dict]) -> dict:
         where nothing was measured), `seconds`, the measured time of all evaluations, `seconds_full` and
         `seconds_reuse`, the largest median of a run (0 where there is none), and `peak_bytes`, the most that a run
         held.
+
+    Raises:
+        ValueError: a run has another format.
     """
+    _check(runs)
     reused, total = (sum(run[name] for run in runs) for name in ("reused", "total"))
     full = spent = 0.0
     for run in runs:
@@ -34,7 +40,12 @@ def totals(runs: list[dict]) -> dict:
 
 
 def table(runs: dict[str, dict]) -> str:
-    """Runs by name as a text table, one column each."""
+    """Runs by name as a text table, one column each.
+
+    Raises:
+        ValueError: a run has another format.
+    """
+    _check(runs.values())
     rows = [("", *runs)]
     for label, figure in _ROWS.items():
         rows.append((label, *(figure(run) for run in runs.values())))
@@ -45,12 +56,40 @@ def table(runs: dict[str, dict]) -> str:
         )
         for row in rows
     ]
-    lines += [f"{name}: inactive: {run['inactive']}" for name, run in runs.items() if run["inactive"]]
+    for why, words in (("inactive", "inactive"), ("uncorrected", "forecasts not corrected")):
+        lines += [f"{name}: {words}: {run[why]}" for name, run in runs.items() if run[why]]
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _check(runs: Iterable[dict]) -> None:
+    for found in {run.get("format") for run in runs} - {FORMAT}:
+        raise ValueError(
+            f"format={found} of a run: must be {FORMAT}. Another version of Foresight made it; make the report again"
+        )
+
+
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} s"
+    if value is None:
+        return "-"
+    if value < 1e-3:
+        return f"{1000 * value:.3f} ms"
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def plan(run: dict) -> str:
+    """What a run meant to compute, by its plan."""
+    if run["planned"] is None:
+        return "-"
+    return f"{run['planned']} of {run['steps']} steps computed, {run['steps'] / max(1, run['planned']):.2f}x"
+
+
+def _computed(run: dict) -> str:
+    rows = run["evaluations"]
+    return f"{sum(not sum(e['reused']) for e in rows)} of {len(rows)} evaluations"
+
+
+def _restarts(run: dict) -> str:
+    return {0: "-", 1: "once"}.get(run["restarts"], f"{run['restarts']} times")
 
 
 def _by_kind(run: dict) -> str:
@@ -60,6 +99,9 @@ def _by_kind(run: dict) -> str:
 
 _ROWS = {
     "evaluations": _by_kind,
+    "plan": plan,
+    "computed in full": _computed,
+    "sampler started again": _restarts,
     "block calls reused": lambda run: f"{run['reused']} of {run['total']} ({run['reuse_ratio']:.0%})",
     "full evaluation, measured": lambda run: _seconds(run["seconds_full"]),
     "reuse evaluation, measured": lambda run: _seconds(run["seconds_reuse"]),

@@ -36,7 +36,7 @@ def cells(evaluations: list[dict]) -> np.ndarray:
         for block in range(len(e["computed"])):
             share = e["reused"][block] / max(1, e["reused"][block] + e["computed"][block])
             ratio = e["ratio"][block]
-            # a computed block takes on orange as delta nears gamma * lambda: 1 qualifies, 3 is far off
+            # what was computed takes on orange as it nears the limit: 1 could have been left out, 3 is far off
             near = 0.0 if ratio is None else float(np.clip((3 - ratio) / 2, 0, 1))
             base = np.array(COMPUTED) * (1 - near) + np.array(CLOSE) * near
             if e["kind"] == "warmup":
@@ -73,6 +73,7 @@ def _headline(run: dict) -> str:
     speedup = "?" if run["estimated_speedup"] is None else f"{run['estimated_speedup']:.2f}x"
     line = f"{run['reused']} of {run['total']} block calls reused ({run['reuse_ratio']:.0%})"
     line += f", estimated speed-up {speedup}"
+    line += f", planned {run['steps'] / max(1, run['planned']):.2f}x" if run["planned"] is not None else ""
     return f"{line}\n{shorten('inactive: ' + run['inactive'], 140)}" if run["inactive"] else line
 
 

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
 
+from foresight.report import figures
 from tools import frontend, hosts
 from tools.frontend import RENDERERS, STEPS, WORKFLOWS, Page
 
@@ -90,17 +91,20 @@ def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pic
     assert f"{record['reuse_ratio']:.0%}".replace("%", " %") + " reused" in text and record["reused"] > 0
     assert f"{record['estimated_speedup']:.2f}x (estimated)" in text
     assert f"{record['peak_bytes'] / 2**20:.1f} MiB held" in text
-    shown = {round(float(value), 9) for value in re.findall(r"([\d.]+) s", text)}
-    wanted = {float(f"{record[name]:.3g}") for name in ("seconds_full", "seconds_reuse")}
-    assert shown == wanted
+    shown = times(text)
+    assert shown == {float(figures._seconds(record[name])[:-2].strip()) for name in ("seconds_full", "seconds_reuse")}
     history = next(output["text"][0] for output in entry["outputs"].values() if "text" in output)
     assert f"{record['reused']} of {record['total']} ({record['reuse_ratio']:.0%})" in history
-    numbers = {float(value) for value in re.findall(r"([\d.]+) s\n", history)}  # 0.0460 there is 0.046 here
-    assert {float(value) for value in re.findall(r"([\d.]+) s", text)} <= numbers
+    assert shown <= times(history)  # 0.0460 there is 0.046 here
     for value in (f"{record['estimated_speedup']:.2f}x", re.search(r"[\d.]+ MiB", text)[0]):
         assert f" {value}\n" in history, value
     page.page.screenshot(path=pictures / f"done.{page.renderer}.png")
     read_cells(page, record)
+
+
+def times(text: str) -> set[float]:
+    """The numbers before s or ms in what the node or the report says."""
+    return {float(value) for value in re.findall(r"([\d.]+) m?s\b", text)}
 
 
 def read_cells(page, record) -> None:
@@ -118,6 +122,25 @@ def read_cells(page, record) -> None:
         assert ("reused" in text) == (evaluation["reused"][0] > 0)
     page.page.keyboard.press("ArrowUp")
     assert readout.inner_text().startswith(f"block 1, evaluation {len(record['evaluations']) - 1}")
+
+
+def test_a_forecast_says_its_plan_before_its_first_evaluation_and_what_became_of_it(page):
+    steps = 20 if page.renderer == "classic" else 18
+    page.demo(steps)
+    page.set("ForesightApply", "method", "forecast")
+    page.add_report()
+    before = page.history()
+    page.press_run()
+    page.page.get_by_text(f"evaluation 0 of {steps} ").wait_for()
+    first = page.figures
+    entry = page.wait_for_new(before)
+    (record,) = [r for r in page.records() if r["prompt_id"] == entry["prompt_id"]]
+    plan = f"{record['planned']} of {steps} steps computed, {steps / record['planned']:.2f}x"
+    assert first.endswith(f"\nplan: {plan}")
+    computed = sum(not any(e["reused"]) for e in record["evaluations"])
+    assert f"plan: {plan}; it became {computed}\n" in page.figures
+    history = next(output["text"][0] for output in entry["outputs"].values() if "text" in output)
+    assert f" {plan}\n" in history and f" {computed} of {steps} evaluations\n" in history
 
 
 def test_the_map_is_in_no_file_and_on_no_global(page):

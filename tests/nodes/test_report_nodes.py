@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.sample
 import folder_paths
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.comfyui import apply_foresight, live, timer
 from pack.nodes import ForesightExtension
 from pack.nodes.apply import ForesightApply
@@ -56,6 +57,19 @@ def test_the_report_file_of_a_real_run_fits_the_schema(model, tmp_path):
     patched = apply_foresight(model, FAST, "7")
     execute(ForesightReport, patched, sample(patched), "r")
     jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), schema)
+
+
+@pytest.mark.parametrize("sampler, restarted", [("euler", False), ("res_multistep", True)])
+def test_the_report_of_a_forecast_says_the_plan_what_it_became_and_the_restarts(model, sampler, restarted):
+    patched = apply_foresight(model, ForecastConfig(threshold=1.0), "7")
+    text = execute(ForesightReport, patched, sample(patched, steps=20, sampler=sampler), "").args[2]
+    (run,) = live.runs()
+    rows = dict(re.split(r" {2,}", line) for line in text.splitlines()[1:])
+    assert 0 < run["planned"] < 20 and rows["plan"].startswith(f"{run['planned']} of 20 steps computed, ")
+    computed = sum(not sum(e["reused"]) for e in run["evaluations"])
+    assert rows["computed in full"] == f"{computed} of 20 evaluations" and computed >= run["planned"]
+    assert (run["restarts"] > 0, rows["sampler started again"] != "-") == (restarted, restarted)
+    assert run["uncorrected"] is None
 
 
 def test_two_stages_are_two_runs_and_a_cached_one_stands_for_itself(model):

@@ -11,13 +11,13 @@ from pack.nodes.demo import ForesightDemoLatent, ForesightDemoPrompt
 FAST = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
 
-def sample(model, prompt_id="p", node_id="3", steps=9):
+def sample(model, prompt_id="p", node_id="3", steps=9, sampler="euler"):
     latent = ForesightDemoLatent.execute(16, 16, 2, 1).args[0]
     noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
     positive, negative = (ForesightDemoPrompt.execute(text).args[0] for text in ("red ball moving up", ""))
     with torch.inference_mode(), CurrentNodeContext(prompt_id, node_id):
         out = comfy.sample.sample(
-            model, noise, steps, 4.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True
+            model, noise, steps, 4.0, sampler, "simple", positive, negative, latent["samples"], disable_pbar=True
         )
     return {"samples": out}
 

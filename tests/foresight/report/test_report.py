@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from foresight import PaperConfig
-from foresight.engine.stats import Evaluation, RunStats
+from foresight.engine.stats import FORMAT, Evaluation, RunStats, format_seconds
 from foresight.report import figures, plot, quality
 
 SCHEMA = Path(__file__).resolve().parents[3] / "foresight" / "report" / "schema.json"
@@ -67,6 +68,37 @@ def test_the_table_says_what_was_measured():
     text = figures.table({"run": run(), "off": run(False, "no room")})
     assert "4 of 18 (22%)" in text and "1.20x" in text and "3.0 MiB" in text and "paper, W 3, gamma 0.5" in text
     assert text.endswith("off: inactive: no room")
+    assert "2 of 3 evaluations" in text and "steps computed" not in text  # the method paper has no plan
+
+
+def test_the_table_says_what_was_planned_and_what_became_of_it():
+    planned = {**run(), "steps": 3, "planned": 2, "restarts": 1, "uncorrected": "no memory"}
+    rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": planned}).splitlines()[1:-1])
+    assert rows["plan"] == "2 of 3 steps computed, 1.50x" and rows["computed in full"] == "2 of 3 evaluations"
+    assert rows["sampler started again"] == "once"
+    assert figures.table({"run": planned}).endswith("run: forecasts not corrected: no memory")
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.0000123, "0.012 ms"), (0.00031, "0.310 ms"), (0.0012, "0.0012 s"), (2.0, "2 s"), (99.96, "100 s")]
+    + [(1234.5, "1234 s"), (12345.0, "12345 s")],
+)
+def test_no_time_has_an_exponent(seconds, text):
+    assert figures._seconds(seconds) == format_seconds(seconds) == text
+
+
+def test_a_run_of_another_format_is_refused_by_its_number():
+    older = {key: value for key, value in run().items() if key not in ("planned", "restarts", "uncorrected")}
+    for read in (lambda r: figures.totals([r]), lambda r: figures.table({"run": r})):
+        with pytest.raises(ValueError, match="format=2 of a run: must be 3. Another version of Foresight made it"):
+            read({**older, "format": 2})
+
+
+def test_record_report_and_schema_have_one_format():
+    schema = json.loads(SCHEMA.read_text())
+    formats = schema["properties"]["format"]["const"], schema["$defs"]["run"]["properties"]["format"]["const"]
+    assert formats == (FORMAT, FORMAT) and figures.FORMAT == FORMAT
 
 
 def test_the_report_file_fits_its_schema_and_the_schema_refuses_another():

@@ -1,0 +1,77 @@
+"""The words of the live map, `js/words.js`, run by node: they say what the report says."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from foresight.report import figures
+
+WORDS = Path(__file__).resolve().parents[3] / "js" / "words.js"
+
+
+@pytest.fixture
+def say(tmp_path):
+    """Evaluates an expression with everything that the file exports, and gives its value."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed here")
+    shutil.copy(WORDS, tmp_path / "words.mjs")
+
+    def evaluate(expression: str, run: dict | None = None):
+        code = f"import * as words from './words.mjs'; const run = {json.dumps(run)};"
+        code += f"console.log(JSON.stringify({expression}));"
+        command = ["node", "--input-type=module", "-e", code]
+        return json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+
+    return evaluate
+
+
+def record(**more) -> dict:
+    """Four of five steps planned; so far one evaluation was computed and one left out."""
+    rows = [{"computed": [2], "reused": [0]}, {"computed": [0], "reused": [2]}]
+    figures_of_run = dict(reuse_ratio=0.5, reused=2, estimated_speedup=1.5, seconds_full=2.0, seconds_reuse=0.00031)
+    rest = dict(peak_bytes=3 << 20, in_ram=False, restarts=0, uncorrected=None, inactive=None, done=False)
+    return {"format": figures.FORMAT, "planned": 4, "steps": 5, "evaluations": rows, **figures_of_run, **rest, **more}
+
+
+def test_the_plan_stands_there_before_the_first_evaluation(say):
+    begun = record(evaluations=[], reuse_ratio=0, reused=0, seconds_full=None, seconds_reuse=None)
+    assert say("words.figuresOf(run, 5)", begun) == [
+        "evaluation 0 of 5 · 0 % reused",
+        "plan: 4 of 5 steps computed, 1.25x",
+    ]
+
+
+def test_at_the_end_it_says_what_became_of_the_plan(say):
+    assert say("words.figuresOf(run, 2)", record(done=True, restarts=1, uncorrected="no memory", inactive="why")) == [
+        "evaluation 2 of 2 · 50 % reused · 1.50x (estimated)",
+        "plan: 4 of 5 steps computed, 1.25x; it became 1 of 2 evaluations",
+        "2.00 s per full evaluation, 0.310 ms with reuse · 3.0 MiB held",
+        "sampler started again once with better outputs",
+        "forecasts not corrected: no memory",
+        "inactive: why",
+    ]
+    plan = say("words.planOf(run)", record(done=True, steps=2, planned=2))
+    assert plan == "plan: 2 of 2 steps computed, 1.00x; it became 1"  # one evaluation a step
+    assert say("words.planOf(run)", record(planned=None)) is None  # the method paper has none
+
+
+def test_plan_and_times_are_worded_as_in_the_report(say):
+    assert say("words.planOf(run)", record()) == f"plan: {figures.plan(record())}"
+    for seconds in (0.0000123, 0.00031, 0.0012, 2.0, 99.96, 1234.5, 12345.0):
+        shown, unit = say(f"words.seconds({seconds})").split()
+        value, same = figures._seconds(seconds).split()
+        assert (float(shown), unit) == (pytest.approx(float(value), abs=1), same) and "e" not in shown
+
+
+def test_the_map_knows_the_format_of_the_records_and_says_when_they_have_another(say):
+    assert say("words.FORMAT") == figures.FORMAT and say("words.unreadable(run)", record()) is None
+    assert say("words.unreadable(run)", record(format=2)) == (
+        "The server sends records of format 2, this page reads format 3. Reload the page."
+    )
+
+
+def test_the_empty_map_does_not_speak_of_blocks(say):
+    assert say("words.EMPTY") == "What is left out shows here while the sampler runs."
