@@ -60,7 +60,8 @@ class Run:
         self._budget, self._offload = Budget(), offload or Offload()
         blend = Blend(flow=noise is not None) if blended else None
         self._tape = Tape() if restartable else None
-        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, self._room, blend, self._tape)
+        room = lambda size: self._budget.room(size, self._policy.need(), self._offload)  # noqa: E731
+        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, room, blend, self._tape)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, resources)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
@@ -280,9 +281,6 @@ class Run:
         if reason is not None:
             self.deactivate(reason)
         return reason is None
-
-    def _room(self, size: int) -> tuple[bool, torch.device | None]:
-        return self._budget.room(size, self._policy.need(), self._offload)
 
     @outside_graphs()
     def deactivate(self, reason: str) -> None:

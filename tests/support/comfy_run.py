@@ -3,6 +3,7 @@
 import types
 
 import comfy.patcher_extension
+import comfy.samplers
 import comfy.utils
 import torch
 
@@ -22,7 +23,8 @@ class Run:
         if config is not None:
             model_sampling = types.SimpleNamespace(percent_to_sigma=lambda percent: 1 - percent)
             patcher = types.SimpleNamespace(get_model_object=lambda name: model_sampling)
-            self.run = comfyui.SamplerRun(config, patcher, self.sigmas)
+            euler = comfy.samplers.sampler_object("euler")
+            self.run = comfyui.SamplerRun(config, patcher, self.sigmas, sampler=euler)
             self.options = self.run.install(self.options)
 
     def _wrapped(self, kind, function, owner, *args):

@@ -35,6 +35,7 @@ class Replay:
 
     def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
         self._run, self._parts, self._functions = run, parts, functions
+        self._inside = False  # the wrapper around the sampler; a guider of another pack may not call it
 
     def install(self, options: dict) -> None:
         """Put the wrappers into a clone of model options, behind and before all others."""
@@ -59,10 +60,11 @@ class Replay:
     ):
         restore = _random_state(noise.device)
         with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
-            seen = _Progress(callback, bar)
+            seen, self._inside = _Progress(callback, bar), True
             while True:
                 latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
-                args = model_wrap, sigmas, dict(extra_args), seen.start(), noise.clone(), latent, denoise_mask, True
+                given = {**extra_args, "model_options": _copied(extra_args["model_options"])}
+                args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
                 try:
                     return executor(*args)
                 except Restart:
@@ -70,6 +72,8 @@ class Replay:
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options = model_options or {}
+        if not self._inside:
+            return executor(x, timestep, options, seed)
         given = self._run.answer(timestep, self._parts.split(x))
         if given is not None:
             return self._replayed(executor.class_obj, options, given, timestep, x)
@@ -106,6 +110,11 @@ class _Progress:
         self._bar.update(step + 1 - self._bar.n)
         if self._callback is not None:
             self._callback(step, *args)
+
+
+def _copied(model_options: dict) -> dict:
+    """Options that a sampler may add functions of its own to; what is in `transformer_options` goes on."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in model_options.items()}
 
 
 def _random_state(device: torch.device) -> Callable[[], None]:

@@ -31,12 +31,14 @@ def test_the_line():
     nothing = RunStats(PaperConfig(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
     assert nothing.summary() == "inactive: no block qualified; 1 evaluations computed in full"
     nothing = RunStats(ForecastConfig(), 4, 3, nothing.evaluations)
-    assert nothing.summary() == "inactive: no forecast was good enough; 1 evaluations computed in full"
+    assert (
+        nothing.summary() == "inactive: the plan computes every step at this threshold; 1 evaluations computed in full"
+    )
 
 
 def test_to_dict_is_json_and_complete():
     data = json.loads(json.dumps(stats().to_dict()))
-    assert data["format"] == 2
+    assert data["format"] == 3
     assert data["evaluations"][3] == {
         "kind": "reuse",
         "level": 0.5,
