@@ -17,8 +17,9 @@ from models.demo import model
 from tools import hosts
 from tools.demo.clips import check
 
-from .contenders import CONTENDERS, calibrate
+from .contenders import CONTENDERS
 from .models import MODELS
+from .peers import calibrate
 from .table import SAME
 
 CALIBRATION = (("red box moving up", 501), ("cyan ball moving right", 502))  # in no half of bench.quality's prompts
@@ -49,7 +50,7 @@ class Job:
         digest = hashlib.sha256(json.dumps([asdict(self), [BY_NAME[n].sweep[i] for n, i in self.points]]).encode())
         digest.update((model.WEIGHTS if self.model == "wan" else MODELS[self.model].path).read_bytes())
         own = [Path(__file__).with_name(name) for name in ("jobs.py", "meter.py", "comfy.py", "diffusers_host.py")]
-        own.append(Path(__file__).with_name("contenders.py"))
+        own += [Path(__file__).with_name(name) for name in ("contenders.py", "peers.py")]
         for path in own + sorted((hosts.ROOT / "foresight").rglob("*.py")):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
