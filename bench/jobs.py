@@ -18,9 +18,9 @@ from tools import hosts
 from tools.demo.clips import check
 
 from .contenders import CONTENDERS
+from .fronts import SAME
 from .models import MODELS
 from .peers import calibrate
-from .table import SAME
 
 CALIBRATION = (("red box moving up", 501), ("cyan ball moving right", 502))  # in no half of bench.quality's prompts
 PLAIN_EVERY = 4  # contender runs between two plain ones

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from . import jobs, table
+from . import jobs, plots, table
 from .contenders import CONTENDERS
 from .models import MODELS
 
@@ -137,7 +137,7 @@ def main() -> None:
         args.out.write_text(json.dumps(run(args), indent=1) + "\n")
     data = json.loads(args.out.read_text())
     print(table.markdown(data))
-    table.plots(data, args.out.parent, args.out.stem)
+    plots.plots(data, args.out.parent, args.out.stem)
     if args.out == RESULTS / "quality.json":
         table.into_readme(data)
 

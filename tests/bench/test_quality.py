@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from bench import quality, table
+from bench import fronts, plots, quality, table
 from bench.meter import Meter, blocks_of, live_bytes
 from tools.demo import evaluate, run
 
@@ -27,26 +27,26 @@ def row(speed: float, psnr: float, name: str = "a", work: float | None = None) -
 
 def test_the_front_leaves_out_what_another_point_beats_and_what_is_slower_than_plain():
     # (1.5, 40) is slower and worse than (1.8, 41); (0.9, 60) is slower than plain
-    assert table.front([(2.0, 35), (1.5, 40), (1.8, 41), (1.2, 50), (0.9, 60)]) == [(1.2, 50), (1.8, 41), (2.0, 35)]
+    assert fronts.front([(2.0, 35), (1.5, 40), (1.8, 41), (1.2, 50), (0.9, 60)]) == [(1.2, 50), (1.8, 41), (2.0, 35)]
 
 
 def test_speedup_is_interpolated_between_the_two_nearest_points_of_the_front():
     points = [(1.2, 50.0), (2.0, 40.0)]
     # 45 dB is half of the way from 50 to 40, so the speed-up is half of the way from 1.2 to 2.0
-    assert table.speedup_at(points, 45) == (pytest.approx(1.6), False)
-    assert table.speedup_at(points, 40) == (2.0, False)
+    assert fronts.speedup_at(points, 45) == (pytest.approx(1.6), False)
+    assert fronts.speedup_at(points, 40) == (2.0, False)
 
 
 def test_nothing_is_extrapolated():
     points = [(1.2, 50.0), (2.0, 42.0)]
-    assert table.speedup_at(points, 35) == (2.0, True)  # all of it is above: at least its fastest point
-    assert table.speedup_at(points, 55) is None  # all of it is below
-    assert table.speedup_at([(0.8, 60.0)], 40) is None  # slower than plain
+    assert fronts.speedup_at(points, 35) == (2.0, True)  # all of it is above: at least its fastest point
+    assert fronts.speedup_at(points, 55) is None  # all of it is below
+    assert fronts.speedup_at([(0.8, 60.0)], 40) is None  # slower than plain
 
 
 def test_a_point_at_which_nothing_was_reused_is_on_no_front():
-    rows = [row(1.01, table.SAME), row(1.5, 40)]
-    assert table.fronts(rows, "time_ratio") == {"a": [(pytest.approx(1.5), 40)]}
+    rows = [row(1.01, fronts.SAME), row(1.5, 40)]
+    assert fronts.fronts(rows, "time_ratio") == {"a": [(pytest.approx(1.5), 40)]}
 
 
 def test_the_table_names_the_leader_and_gives_the_speedup_by_work_in_brackets():
@@ -91,8 +91,8 @@ def test_where_another_measure_disagrees_is_said():
 
 
 def test_labels_are_pushed_apart_and_stay_above_the_lowest():
-    assert table.spread([50.0, 49.0, 30.0], gap=2.0, lowest=20.0) == [50.0, 48.0, 30.0]
-    assert table.spread([30.0, 20.0, 20.0], gap=2.0, lowest=20.0) == [30.0, 22.0, 20.0]
+    assert plots.spread([50.0, 49.0, 30.0], gap=2.0, lowest=20.0) == [50.0, 48.0, 30.0]
+    assert plots.spread([30.0, 20.0, 20.0], gap=2.0, lowest=20.0) == [30.0, 22.0, 20.0]
 
 
 def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest():
