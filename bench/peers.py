@@ -1,7 +1,7 @@
 """How each cache that is compared is switched on, as its own documentation says; `contenders.py` has the settings.
 
-In ComfyUI `apply(demo, settings)` returns a model patcher; in diffusers `apply(denoiser, settings, calibration)`
-changes the denoiser of one run and may return what undoes a change that outlives it. A cache that refuses raises.
+In ComfyUI `apply(demo, patcher, settings)` returns a patcher; in diffusers `apply(denoiser, settings, calibration)`
+changes the denoiser of one stage and may return what undoes a change that outlives it. A cache that refuses raises.
 """
 
 import importlib
@@ -11,20 +11,21 @@ import torch
 from foresight.engine import METHODS
 
 from .diffusers_host import Denoiser
+from .workloads import Workload
 
 # ---- ComfyUI
 
 
-def foresight(demo, settings: dict):
+def foresight(demo, patcher, settings: dict):
     own = dict(settings)
-    return demo.apply(demo.model, METHODS[own.pop("method")](**own))
+    return demo.apply(patcher, METHODS[own.pop("method")](**own))
 
 
 def core_node(name: str):
-    def apply(demo, settings: dict):
+    def apply(demo, patcher, settings: dict):
         node = getattr(importlib.import_module("comfy_extras.nodes_easycache"), name)
         defaults = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-        return node.execute(demo.model, **{**defaults, **settings}).args[0]
+        return node.execute(patcher, **{**defaults, **settings}).args[0]
 
     return apply
 
@@ -43,9 +44,9 @@ def enable(config_name: str, **fixed):
     return apply
 
 
-def mag_cache(denoiser: Denoiser, settings: dict, calibration: list[float]) -> None:
+def mag_cache(denoiser: Denoiser, settings: dict, calibration: list[list[float]]) -> None:
     length = {"num_inference_steps": denoiser.evaluations}
-    enable("MagCacheConfig", mag_ratios=calibration, **length)(denoiser, settings)
+    enable("MagCacheConfig", mag_ratios=calibration[denoiser.stage], **length)(denoiser, settings)
 
 
 def sea_cache(denoiser: Denoiser, settings: dict, calibration=None) -> None:
@@ -76,8 +77,12 @@ def attention_cache(config_name: str):
     return apply
 
 
-def cache_dit(config_name: str, taylor: bool = False):
-    """cache-dit with a block adapter on the bare transformer; cond and uncond are told apart by turns."""
+def cache_dit(config_name: str, calibrator: str | None = None, **fixed):
+    """cache-dit with a block adapter on the bare transformer; cond and uncond are told apart by turns.
+
+    Args:
+        calibrator: Name of its calibrator's config, with `fixed` as its fields.
+    """
 
     def apply(denoiser: Denoiser, settings: dict, calibration=None):
         import cache_dit
@@ -87,12 +92,12 @@ def cache_dit(config_name: str, taylor: bool = False):
             transformer=denoiser.net,
             blocks=denoiser.net.blocks if wan else denoiser.net.transformer_blocks,
             forward_pattern=cache_dit.ForwardPattern.Pattern_2 if wan else cache_dit.ForwardPattern.Pattern_0,
-            has_separate_cfg=True,
+            has_separate_cfg=denoiser.cfg != 1,
         )
         config = getattr(cache_dit, config_name)(
-            enable_separate_cfg=True, num_inference_steps=denoiser.evaluations, **settings
+            enable_separate_cfg=denoiser.cfg != 1, num_inference_steps=denoiser.evaluations, **settings
         )
-        extra = {"calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)} if taylor else {}
+        extra = {"calibrator_config": getattr(cache_dit, calibrator)(**fixed)} if calibrator else {}
         cache_dit.enable_cache(adapter, cache_config=config, **extra)
         return lambda: cache_dit.disable_cache(adapter)
 
@@ -112,11 +117,11 @@ def static(denoiser: Denoiser, settings: dict, calibration=None) -> None:
     denoiser.guided = repeat
 
 
-def calibrate(host, prompts, sampler: str, steps: int) -> list[float]:
-    """MagCache's magnitude ratios, one per evaluation: its own calibration, mean over prompts, cond and uncond."""
+def calibrate(host, prompts, workload: Workload) -> list[list[float]]:
+    """MagCache's magnitude ratios, per stage one per evaluation: its own calibration, mean over prompts and conds."""
     import diffusers.hooks
 
-    runs = []
+    runs: list[list] = [[] for _ in workload.stages]
 
     def apply(denoiser: Denoiser):
         # one step more than there are: at the last one the hook would print the ratios and forget them
@@ -124,8 +129,8 @@ def calibrate(host, prompts, sampler: str, steps: int) -> list[float]:
         denoiser.net.enable_cache(config)
         last = getattr(denoiser.net, "blocks", None) or denoiser.net.transformer_blocks
         states = last[-1]._diffusers_hook.get_hook("mag_cache_block_hook").state_manager._state_cache
-        return lambda: runs.extend(state.calibration_ratios for state in states.values())
+        return lambda: runs[denoiser.stage].extend(state.calibration_ratios for state in states.values())
 
     for prompt, seed in prompts:
-        host.measure(apply, prompt, seed, sampler, steps)
-    return [sum(ratios) / len(ratios) for ratios in zip(*runs, strict=True)]
+        host.sample(apply, prompt, seed, workload)
+    return [[sum(ratios) / len(ratios) for ratios in zip(*stage, strict=True)] for stage in runs]

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .fronts import TARGETS, TITLES, front, fronts, of_setting, settings_of
+from .fronts import TITLES, by_contender, front, groups, points_of
+from .pages import QUALITIES
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; line styles tell apart what shares a colour
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -20,20 +21,20 @@ def spread(wanted: list[float], gap: float, lowest: float) -> list[float]:
     return out
 
 
-def plots(data: dict, folder: Path, stem: str) -> None:
-    """One PNG per model and sampler setting: `<stem>-<model>-<sampler><steps>.png`."""
+def draw(data: dict, folder: Path, stem: str) -> None:
+    """One PNG per model and workload: `<stem>-<model>-<workload>.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for model in dict.fromkeys(row["model"] for row in data["rows"]):
-        for sampler, steps in settings_of([row for row in data["rows"] if row["model"] == model]):
-            fig, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
-            _draw(ax, fronts(of_setting(data["rows"], model, sampler, steps), "time_ratio"))
-            ax.set_title(f"{TITLES.get(model, model)}: {sampler}, {steps} steps", loc="left")
-            fig.savefig(folder / f"{stem}-{model}-{sampler}{steps}.png", dpi=110)
-            plt.close(fig)
+    for workload, model, rows in groups(data["rows"]):
+        found = {name: points_of(some, "work_share", "psnr") for name, some in by_contender(rows).items()}
+        fig, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
+        _draw(ax, {name: points for name, points in found.items() if points})
+        ax.set_title(f"{TITLES.get(model, model)}: {workload}", loc="left")
+        fig.savefig(folder / f"{stem}-{model}-{workload.replace(' + ', '+').replace(' ', '')}.png", dpi=110)
+        plt.close(fig)
 
 
 def _draw(ax, found: dict[str, list[tuple[float, float]]]) -> None:
@@ -56,9 +57,9 @@ def _draw(ax, found: dict[str, list[tuple[float, float]]]) -> None:
             name, (speed, max(psnr, lowest)), (right * 1.03, y), color=colour, va="center", fontsize=9,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
-    for target in TARGETS:
+    for target in QUALITIES:
         ax.axhline(target, color="0.85", linewidth=0.8, zorder=0)
     ax.set(xlim=(0.95, right), ylim=(lowest, highest))
-    ax.set_xlabel("speed-up, measured wall time against plain")
+    ax.set_xlabel("speed-up by work against plain")
     ax.set_ylabel("PSNR against plain (dB)")
     ax.spines[["top", "right"]].set_visible(False)
