@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import peers
+from . import fsampler, peers, spectrum
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,25 @@ def _dual_block(name: str, *how, **fixed) -> Contender:
     )  # fmt: skip
 
 
+# degree 1: what a port for 20 steps does: half fit, half line, one forecast at a time, step 1 repeats step 0
+_PORT = {"degree": 1, "blend": 0.5, "by_sigma": True, "kept": 8, "warmup": 1, "tail": 1, "res_tail": 3,
+         "hold_first": True}  # fmt: skip
+_SPECTRUM_1 = (
+    *_sweep("limit", 1, 2, 3, None, **_PORT),
+    *_sweep("limit", 1, 2, 3, None, second_pass=True, **_PORT),
+    {**_PORT, "limit": 1, "warmup": 5, "hold_first": False},
+)
+# degree 4: the paper's (window 2, growing by 0.75, five steps of warmup); its authors later advised half of a line
+_SPECTRUM_4 = (
+    *_sweep("flex_window", 0.75, 0.0, 0.25, 3.0, degree=4),
+    *_sweep("flex_window", 0.0, 0.75, degree=4, blend=0.5),
+    {"flex_window": 0.75, "degree": 4, "blend": 0.5, "tail": 1},
+)
+_SPECTRUM_4_SHORT = (
+    *_sweep("flex_window", 0.0, 0.75, degree=4, warmup=2),
+    *_sweep("flex_window", 0.0, 0.75, degree=4, warmup=2, blend=0.5, tail=1),
+)
+
 CONTENDERS = (
     Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), peers.static, few=(0, 1, 2)),
     Contender(
@@ -136,4 +155,22 @@ CONTENDERS = (
     _dual_block("DBCache", "DBCacheConfig"),
     _dual_block("DBPrune", "DBPruneConfig"),
     _dual_block("DBCache+TaylorSeer", "DBCacheConfig", "TaylorSeerCalibratorConfig", taylorseer_order=1),
+    _dual_block("DBCache+FoCa", "DBCacheConfig", "FoCaCalibratorConfig"),
+    _dual_block("DBCache+DMD", "DBCacheConfig", "DMDCalibratorConfig"),
+    Contender(
+        "Spectrum, degree 1", "diffusers", "limit", _SPECTRUM_1, spectrum.apply, recommended=_SPECTRUM_1[4],
+        few=(0, 1, 4, 5, 6), file="spectrum",
+    ),
+    Contender(
+        "Spectrum, degree 4", "diffusers", "flex_window", _SPECTRUM_4, spectrum.apply, recommended=_SPECTRUM_4[0],
+        few=(0, 1, 3, 6), short=_SPECTRUM_4_SHORT, file="spectrum",
+    ),
+    Contender(
+        "FSampler h2", "diffusers", "calls", _sweep("calls", 2, 3, 5), fsampler.apply, recommended={"calls": 2},
+        few=(0, 1), short=_sweep("calls", 2, 3, first=2, last=1), file="fsampler",
+    ),
+    Contender(
+        "FSampler adaptive", "diffusers", "anchor", _sweep("anchor", 4, 2, 3, 6), fsampler.apply,
+        recommended={"anchor": 4}, few=(0, 1, 3), short=_sweep("anchor", 2, 4, first=2, last=1), file="fsampler",
+    ),
 )  # fmt: skip

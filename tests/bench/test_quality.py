@@ -223,7 +223,8 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
 
     broken = contenders.Contender("broken", "diffusers", "x", ({"x": 1},), refuse)
     monkeypatch.setitem(jobs.BY_NAME, "broken", broken)
-    names = [("EasyCache", 4), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3), ("Foresight paper", 1)]
+    names = [("EasyCache", 4), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3), ("Spectrum, degree 1", 0),
+             ("Spectrum, degree 1", 4), ("FSampler h2", 0), ("Foresight paper", 1)]  # fmt: skip
     short = Workload("short", "euler", (6,), 3.0)
     job = jobs.Job("wan", short, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
     found = jobs.result(job, tmp_path)
@@ -231,11 +232,15 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
     assert found["hosts_agree_db"] > jobs.AGREE
     (refused,) = (p["cannot_run"] for p in found["points"] if p["contender"] == "broken")
     assert refused == "ValueError: not for this model"
-    points = {p["contender"]: p for p in found["points"] if "cannot_run" not in p}
+    points = {p["contender"] + p["settings"].get("second_pass", False) * " twice": p
+              for p in found["points"] if "cannot_run" not in p}  # fmt: skip
     assert points["static reuse"]["work_share"] == 0.5  # 3 of 6 evaluations
     # of 6 steps 3 are warmup and the first after it is full; its hidden states are kept for the other two
     assert 4 / 6 <= points["Foresight paper"]["work_share"] < 1
     assert points["TaylorSeer lite"]["work_share"] == pytest.approx(4 / 6)  # 3 first, then every second: 0 1 2 - 4 -
+    assert points["Spectrum, degree 1"]["work_share"] == pytest.approx(4 / 6)  # 0 - 2 - 4 5
+    assert points["Spectrum, degree 1 twice"]["work_share"] == pytest.approx(4 / 6)  # the second pass runs no block
+    assert points["FSampler h2"]["work_share"] == 1.0  # 2 first and 3 last are protected, the one between is not due
     for point in points.values():
         assert point["time_ratio"] > 0 and point["held_bytes"] >= 0
         assert (point["psnr"] == jobs.SAME) == (point["work_share"] == 1.0), point
