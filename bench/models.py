@@ -14,7 +14,7 @@ import torch
 
 from models.demo import codec, model
 from models.demo.prompt import TEXT_DIM, TEXT_TOKENS
-from tools.demo import train
+from tools.demo import fit, train
 from tools.demo.clips import FRAMES, HEIGHT, WIDTH
 
 FOLDER = Path(__file__).with_name("weights")
@@ -70,7 +70,7 @@ class Trained:
         net = self.build()
         if self.class_name == "WanTransformer3DModel":
             train.start_near_identity(net)
-        train.fit(net, self.velocity, save, steps, batch, self.seed)
+        fit.fit(net, self.velocity, save, steps, batch, self.seed)
 
 
 def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -80,12 +80,12 @@ def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor
 MODELS = {
     trained.name: trained
     for trained in (
-        Trained("wan", "WanTransformer3DModel", model.DIFFUSERS_CONFIG, train.wan_velocity),
+        Trained("wan", "WanTransformer3DModel", model.DIFFUSERS_CONFIG, fit.wan_velocity),
         Trained(
             "wan_deep",  # more and narrower blocks
             "WanTransformer3DModel",
             {**model.DIFFUSERS_CONFIG, "attention_head_dim": 24, "ffn_dim": 288, "num_layers": 16},
-            train.wan_velocity,
+            fit.wan_velocity,
             seed=7,
         ),
         Trained(
