@@ -14,7 +14,7 @@ from .fronts import (
     read,
     speedup_at,
 )
-from .workloads import BY_NAME
+from .workloads import BY_NAME, LAST, PAPERS
 
 QUALITIES = (45.0, 40.0, 35.0, 30.0)  # dB
 SPEEDS = (1.5, 1.8, 2.0, 2.5, 3.0)
@@ -49,10 +49,19 @@ def facts(data: dict) -> str:
         f"{prompts} prompts of the half {data['half']!r}; {machine['processes']} processes of one thread on "
         f"{machine['cores']} cores ({machine['processor']}), {data['minutes']:.0f} minutes.",
         *data["left_out"],
-        "Work is counted, wall time is not exact on a machine that does other things; the order and what is bold go by "
+        *_slowest(data["rows"]),
+        "Work is counted, wall time is not exact on a machine that does other things; order and bold type go by "
         "work. ± is the standard error over the prompts.",
     ]
     return " ".join(said)
+
+
+def _slowest(rows: list[dict]) -> list[str]:
+    """What those that run in one column only reach there."""
+    known = [row for row in rows if row["contender"] in LAST and row["workload"] == PAPERS and "cannot_run" not in row]
+    if not known or {row["workload"] for row in rows} == {PAPERS}:
+        return []
+    return [f"Their fastest point there is {max(1 / row['work_share'] for row in known):.2f}x by work."]
 
 
 # ---- the tables
@@ -65,9 +74,15 @@ def at_qualities(rows: list[dict]) -> str:
         work, wall = (_read_all(rows, speedup_at, target, cost) for cost in ("work_share", "time_ratio"))
         leader = _leader(work)
         columns.append({n: _speed_cell(work[n], wall[n], n == leader) for n in work})
-    names = list(by_contender(rows))
-    table = _table("speed-up at", [f"{target:g} dB" for target in QUALITIES], names, columns)
+    table = _table("speed-up at", [f"{target:g} dB" for target in QUALITIES], ranked(rows), columns)
     return f"{table}\n{_ahead(rows)}"
+
+
+def ranked(rows: list[dict]) -> list[str]:
+    """The contenders by their speed-up by work, the sum over the qualities that they reach, fastest first."""
+    at = [_read_all(rows, speedup_at, target) for target in QUALITIES]
+    sums = {name: sum(readings[name].value for readings in at if readings[name]) for name in by_contender(rows)}
+    return sorted(sums, key=sums.get, reverse=True)
 
 
 def at_speeds(rows: list[dict]) -> str:
@@ -78,7 +93,7 @@ def at_speeds(rows: list[dict]) -> str:
         wall = _read_all(rows, quality_at, speed, "time_ratio")
         leader = _leader(psnr)
         columns.append({n: _quality_cell(psnr[n], ssim[n], wall[n], n == leader) for n in psnr})
-    return _table("PSNR, SSIM at", [f"{speed:g}x" for speed in SPEEDS], list(by_contender(rows)), columns)
+    return _table("PSNR, SSIM at", [f"{speed:g}x" for speed in SPEEDS], ranked(rows), columns)
 
 
 def defaults(rows: list[dict]) -> str:

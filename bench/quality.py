@@ -51,7 +51,7 @@ def left_out(args: argparse.Namespace) -> list[str]:
     wanted = dict.fromkeys(model for name in args.workloads for model in BY_NAME[name].models if model in args.models)
     said = [sentence for model in wanted if (sentence := missing(model))]
     if args.last and any(name != PAPERS for name in args.workloads):
-        said.append(f"{' and '.join(args.last)} ran with {PAPERS} only, where they are the slowest.")
+        said.append(f"{' and '.join(args.last)} run with {PAPERS} only.")
     return said
 
 
@@ -125,7 +125,7 @@ def _plain_checker(done: list[dict]) -> dict[str, float]:
     return {model: statistics.mean(checks) for model, checks in found.items()}
 
 
-def parse() -> argparse.Namespace:
+def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="bundled model, fewer workloads, points and prompts")
     parser.add_argument("--table", action="store_true", help="only write the tables and the plots from the results")
@@ -137,7 +137,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=None, help="how many of them: 3, with --quick 2")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     args.models = args.models or ([SMALL[0], *NETWORKS] if args.quick else [*SMALL, *NETWORKS])
     args.workloads = args.workloads or (QUICK if args.quick else [workload.name for workload in WORKLOADS])
     args.prompts = args.prompts or (2 if args.quick else 3)
@@ -145,13 +145,13 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(given: list[str] | None = None) -> None:
+    args = parse(given)
     logging.basicConfig(level=logging.WARNING)
     if not args.table:
-        print("\\n".join(left_out(args)))
+        print("\n".join(left_out(args)))
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(run(args), indent=1) + "\\n")
+        args.out.write_text(json.dumps(run(args), indent=1) + "\n")
     data = json.loads(args.out.read_text())
     print(pages.benchmarks(data))
     plots.draw(data, args.out.parent, args.out.stem)

@@ -1,11 +1,12 @@
 """The benchmark's fronts, standard errors and tables, by hand."""
 
+import json
 import math
 import statistics
 
 import pytest
 
-from bench import fronts, pages, plots
+from bench import fronts, pages, plots, quality
 
 
 def row(speed: float, psnr: float, name: str = "a", wall: float | None = None, **given) -> dict:
@@ -99,12 +100,17 @@ def test_a_table_has_the_speedup_by_work_its_error_and_the_wall_time_and_its_lea
     assert "| a | **1.50x ± 0.10** (1.40) | **2.00x** (1.80) | **>=2.00x** (>=1.80) | **>=2.00x** (>=1.80) |" in text
 
 
+def test_the_contenders_are_in_the_order_of_their_speedups_by_work():
+    rows = [row(1.5, 50, "slow", wall=9.0), row(2.0, 50, "fast", wall=1.0), row(3.0, 20, "bad"), {"cannot_run": "no"}]
+    assert pages.ranked(rows) == ["fast", "slow", "bad"]
+
+
 def test_the_other_way_round_it_has_psnr_and_ssim_at_a_speedup():
     text = pages.at_speeds([row(1.0, 50), row(2.0, 40, wall=1.5), row(2.0, 42, "b")])
     # at 1.5x a has 45 dB and an SSIM of 0.45 by work, and 40 dB at 1.5x by wall time; b is faster, so at least 42
     assert "| a | **45.0 ± 1.0** (40.0), 0.4500 |" in text
     assert "| b | >=42.0 (>=42.0), 0.4200 |" in text
-    assert text.splitlines()[2].endswith("| - | - |")  # a does not reach 2.5x and 3x
+    assert "(-), 0.4000 | - | - |" in text  # by wall time a does not reach 2x, and neither way 2.5x and 3x
 
 
 def test_how_far_ahead_of_the_others_it_is():
@@ -162,6 +168,12 @@ def test_the_page_says_where_it_comes_from_what_is_left_out_and_who_cannot_run()
     assert "## euler 20, shift 5, CFG 4" in text and "**Wan, bundled**" in text
 
 
+def test_the_page_says_how_fast_those_are_that_run_in_one_column_only():
+    rows = [row(1.1, 50, "PAB", workload="euler 50"), row(1.2, 50, "FasterCache", workload="euler 50"), row(2.0, 40)]
+    assert "Their fastest point there is 1.20x by work." in pages.facts(data(rows))
+    assert "Their fastest" not in pages.facts(data(rows[:2]))  # nothing else was run
+
+
 def test_the_tables_go_between_the_comments_of_both_pages_and_nowhere_else(tmp_path):
     (tmp_path / "docs").mkdir()
     paths = [tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"]
@@ -181,6 +193,19 @@ def test_the_pages_of_this_project_have_the_place():
     for name in ("README.md", "docs/benchmarks.md"):
         text = (pages.ROOT / name).read_text(encoding="utf-8")
         assert text.count(pages.BEGIN) == text.count(pages.END) == 1
+
+
+def test_a_run_is_kept_and_its_tables_are_made_again_without_running(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "some.json"
+    rows = [row(1.2, 50, pages.OURS), row(2.0, 40, pages.OURS)]
+    monkeypatch.setattr(quality, "run", lambda args: data(rows))
+    quality.main(["--out", str(out), "--models", "experts", "--workloads", "euler 10 + 10"])
+    said = capsys.readouterr().out
+    assert json.loads(out.read_text())["rows"] == rows
+    monkeypatch.setattr(quality, "run", None)
+    quality.main(["--out", str(out), "--table"])
+    assert capsys.readouterr().out.strip() in said
+    assert [path.name for path in tmp_path.glob("*.png")] == ["some-wan-euler20.png"]
 
 
 def test_labels_are_pushed_apart_and_stay_above_the_lowest():
