@@ -45,7 +45,7 @@ class Contender:
         """The indices of the points to run."""
         if not short or not self.short:
             return self.few if quick else tuple(range(len(self.sweep)))
-        own = tuple(range(len(self.sweep), len(self.sweep) + len(self.short)))
+        own = tuple(range(len(self.sweep), len(self.sweep) + len(self.short)))[:: 2 if quick else 1]
         return (self.sweep.index(self.recommended), *own) if self.recommended else own
 
 
@@ -64,10 +64,10 @@ def _foresight_grid(kind: str, intervals: tuple[int, ...]) -> tuple[dict, ...]:
 # the authors' F8 leaves little of a network of 10 to 16 blocks to a cache
 _DUAL_BLOCK = (
     {"Fn_compute_blocks": 8, "residual_diff_threshold": 0.08},
-    *_sweep("residual_diff_threshold", 0.04, 0.08, 0.16, 0.32, Fn_compute_blocks=1),
+    *_sweep("residual_diff_threshold", 0.04, 0.08, 0.16, Fn_compute_blocks=1),
 )
 # its 8 steps of warmup are a whole short stage
-_DUAL_BLOCK_SHORT = _sweep("residual_diff_threshold", 0.08, 0.16, 0.32, 0.64, Fn_compute_blocks=1, max_warmup_steps=2)
+_DUAL_BLOCK_SHORT = _sweep("residual_diff_threshold", 0.08, 0.16, 0.32, Fn_compute_blocks=1, max_warmup_steps=2)
 _LITE = {"use_lite_mode": True}
 _EARLY = ({"cache_interval": 2, "disable_cache_before_step": 1}, {"cache_interval": 2, "disable_cache_before_step": 2},
           {"cache_interval": 3, "disable_cache_before_step": 2})  # fmt: skip
@@ -158,7 +158,7 @@ CONTENDERS = (
     _dual_block("DBCache+FoCa", "DBCacheConfig", "FoCaCalibratorConfig"),
     _dual_block("DBCache+DMD", "DBCacheConfig", "DMDCalibratorConfig"),
     Contender(
-        "Spectrum, degree 1", "diffusers", "limit", _SPECTRUM_1, spectrum.apply, recommended=_SPECTRUM_1[4],
+        "Spectrum, degree 1", "diffusers", "limit", _SPECTRUM_1, spectrum.apply, recommended=_SPECTRUM_1[0],
         few=(0, 1, 4, 5, 6), file="spectrum",
     ),
     Contender(

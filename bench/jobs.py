@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from foresight.report.quality import mean_psnr, ssim
@@ -88,7 +88,7 @@ def prepare() -> None:
     logging.disable(logging.WARNING)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=None)
 def both_hosts(name: str) -> tuple:
     """(comfy.Demo, diffusers_host.Host) of a model."""
     from .comfy import Demo
@@ -140,8 +140,14 @@ class _Side:
         self.plain_runs: list[tuple[float, float]] = []  # wall and processor seconds
         self.points: list[dict] = []
         self._after: list[int] = []  # per point, the plain run before it
-        self.measure(plain_model)  # loads and allocates what no measured run should have to
+        self.warm_up()
         self.clip, self.meter = self.plain(weigh=job.weigh)
+
+    def warm_up(self) -> None:
+        """Load and allocate what no measured run should have to."""
+        job = self.job
+        short = replace(job.workload, stages=tuple(min(3, steps) for steps in job.workload.stages))
+        self.host.sample(self.plain_model, job.prompt, job.seed, short)
 
     def measure(self, what, weigh: bool = False):
         gc.collect()
