@@ -18,8 +18,8 @@ from foresight.engine.forecast import Forecast
 from foresight.engine.history import History
 
 from .forced import settings_of
+from .fronts import SAME, front
 from .models import MODELS
-from .table import SAME, front
 
 RESULT = Path(__file__).with_name("results") / "ablation.json"
 NOTES, PLACE = Path(__file__).with_name("NOTES.md"), "<!-- made by python -m bench.ablation -->"

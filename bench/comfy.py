@@ -12,8 +12,8 @@ from tools import hosts
 
 from .meter import Meter, blocks_of
 from .models import MODELS
+from .workloads import Workload, networks_of
 
-CFG = 4.0
 SHAPE = (1, 12, 8, 16, 16)  # of the latents
 
 
@@ -30,7 +30,7 @@ class Demo:
     """One of the trained models behind ComfyUI's own sampling code.
 
     Args:
-        name: Which of `bench.models.MODELS`.
+        name: Which of `bench.models.MODELS`, or of `bench.workloads.NETWORKS`.
         pytorch_attention: Run attention as ComfyUI does on a GPU and diffusers everywhere; its choice for a CPU takes a
             third longer. Only the first `Demo` of a process decides.
 
@@ -52,13 +52,16 @@ class Demo:
         args.use_pytorch_cross_attention |= pytorch_attention
         import comfy.sample
         import comfy.samplers
+        from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
         sys.argv = arguments
         from foresight.hosts.comfyui import apply_foresight, live
 
         self._torch, self._samplers, self._sample = torch, comfy.samplers, comfy.sample
         self._live, self.apply = live, apply_foresight
-        self.model, self._vae = _build(name)
+        self._set_shift = ModelSamplingSD3().patch
+        self._networks = [_build(network) for network in networks_of(name)]
+        self.model, self._vae = self._networks[0], _vae()
 
     def run(self, prompt: str, seed: int, settings=None, steps: int = 50) -> Run:
         """Sample one video with euler; `settings` are those of a method, None leaves the model alone."""
@@ -72,22 +75,36 @@ class Demo:
         """`RunStats.to_dict()` of the newest run with Foresight."""
         return self._live.runs()[-1]
 
-    def sigmas(self, steps: int):
-        """Noise levels of the "simple" scheduler, (steps + 1,)."""
-        sampling = self.model.get_model_object("model_sampling")
-        return self._samplers.calculate_sigmas(sampling, "simple", steps)
+    def plain(self, shift: float) -> list:
+        """A patcher of each network, with this flow shift."""
+        return [self._set_shift(network, shift)[0] for network in self._networks]
+
+    def sigmas(self, steps: int, sampler: str = "euler", patcher=None):
+        """Noise levels of KSampler with the "simple" scheduler, (steps + 1,)."""
+        patcher = patcher or self.model
+        return self._samplers.KSampler(patcher, steps, patcher.load_device, sampler, "simple").sigmas
 
     def measure(self, patcher, prompt: str, seed: int, sampler: str, steps: int, weigh: bool = False):
-        """Sample with a (patched) model: the clip (T, H, W, 3) as a tensor, and the `Meter` of the run."""
+        """Sample in one stage with a (patched) model and its own shift: see `sample`."""
+        return self.sample([patcher], prompt, seed, Workload(sampler, sampler, (steps,), model.SHIFT), weigh)
+
+    def sample(self, patchers: list, prompt: str, seed: int, workload: Workload, weigh: bool = False):
+        """Sample with a (patched) model for each stage: the clip (T, H, W, 3) as a tensor, and the `Meter` of the run.
+
+        Each stage is what the node KSamplerAdvanced does: the first adds the noise, all but the last leave some.
+        """
         meter = Meter(weigh)
         positive, negative = ([[embed([text]), {}]] for text in (prompt, ""))
         noise, latent = noise_of(seed), self._torch.zeros(SHAPE)
-        kind = self._samplers.KSAMPLER(meter.sampler(sampler))
-        with self._torch.inference_mode(), meter.counting(blocks_of(patcher.model.diffusion_model)):
-            out = self._sample.sample_custom(
-                patcher, noise, CFG, kind, self.sigmas(steps), positive, negative, latent, disable_pbar=True, seed=seed
-            )
-        return self._vae.decode(out)[0], meter
+        blocks = [blocks_of(patcher.model.diffusion_model) for patcher in patchers]
+        with self._torch.inference_mode(), meter.counting(*blocks), meter.timing():
+            for patcher, (first, end) in zip(patchers, workload.spans, strict=True):
+                latent = self._sample.sample(
+                    patcher, noise if first == 0 else noise * 0, workload.steps, workload.cfg, workload.sampler,
+                    "simple", positive, negative, latent, disable_noise=first > 0, start_step=first, last_step=end,
+                    force_full_denoise=end == workload.steps, disable_pbar=True, seed=seed,
+                )  # fmt: skip
+        return self._vae.decode(latent)[0], meter
 
     def machine(self) -> dict:
         """Where the figures come from."""
@@ -107,12 +124,18 @@ def noise_of(seed: int):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def _build(name: str) -> tuple:
-    """(ModelPatcher, VAE) of a trained model: ComfyUI's own class of its architecture with the trained weights."""
+def _vae():
+    from models.demo.comfy import DemoVAE
+
+    return DemoVAE()
+
+
+def _build(name: str):
+    """ModelPatcher of a trained network: ComfyUI's own class of its architecture with the trained weights."""
     import comfy.model_management
     import comfy.model_patcher
 
-    from models.demo.comfy import DemoVAE, build
+    from models.demo.comfy import build
 
     if name == "wan":
         network = build()
@@ -120,12 +143,11 @@ def _build(name: str) -> tuple:
         network = _build_wan(MODELS[name])
     else:
         network = _build_cogvideox(MODELS[name])
-    patcher = comfy.model_patcher.CoreModelPatcher(
+    return comfy.model_patcher.CoreModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    return patcher, DemoVAE()
 
 
 def _build_wan(trained):

@@ -1,18 +1,9 @@
-"""The caches that are compared, as data: a record names one, its host, the settings of its sweep and how to apply one.
+"""The caches that are compared, as data: a record names one, its host, its sweep and how to apply it (`peers.py`)."""
 
-In ComfyUI `apply(demo, settings)` returns a model patcher; in diffusers `apply(denoiser, settings, calibration)`
-changes the denoiser of one run and may return what undoes a change that outlives it. A cache that refuses raises.
-"""
-
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from foresight.engine import METHODS
-
-from .diffusers_host import Denoiser
+from . import fsampler, peers, spectrum
 
 
 @dataclass(frozen=True)
@@ -24,8 +15,11 @@ class Contender:
         knob: What the sweep turns, for people.
         sweep: Settings, the keyword arguments of the cache's own configuration.
         recommended: Which of the sweep its authors give as default; None where they give none.
-        few: Which of the sweep, by index, `--quick` and all sampler settings but the first take, to save time.
+        few: Which of the sweep, by index, `--quick` takes.
+        short: Settings that stages of at most `SHORT` steps take instead of the sweep, where its warmup leaves nothing
+            to reuse there; the recommended one is taken as well.
         calibrated: Whether it needs what `calibrate` measures.
+        file: The module in which it is applied.
     """
 
     name: str
@@ -35,129 +29,24 @@ class Contender:
     apply: Callable
     recommended: dict | None = None
     few: tuple[int, ...] = ()
+    short: tuple[dict, ...] = ()
     calibrated: bool = False
+    file: str = "peers"
 
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("Foresight")
 
-# ---- ComfyUI
+    def settings(self, index: int) -> dict:
+        """A point's settings, by its index in the sweep and then in the short ones."""
+        return (*self.sweep, *self.short)[index]
 
-
-def _foresight(demo, settings: dict):
-    own = dict(settings)
-    return demo.apply(demo.model, METHODS[own.pop("method")](**own))
-
-
-def _core_node(name: str):
-    def apply(demo, settings: dict):
-        node = getattr(importlib.import_module("comfy_extras.nodes_easycache"), name)
-        defaults = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-        return node.execute(demo.model, **{**defaults, **settings}).args[0]
-
-    return apply
-
-
-# ---- diffusers
-
-
-def _enable(config_name: str, **fixed):
-    """A cache of diffusers through `enable_cache`, as its documentation says."""
-
-    def apply(denoiser: Denoiser, settings: dict, calibration=None) -> None:
-        import diffusers.hooks
-
-        denoiser.net.enable_cache(getattr(diffusers.hooks, config_name)(**fixed, **settings))
-
-    return apply
-
-
-def _mag_cache(denoiser: Denoiser, settings: dict, calibration: list[float]) -> None:
-    length = {"num_inference_steps": denoiser.evaluations}
-    _enable("MagCacheConfig", mag_ratios=calibration, **length)(denoiser, settings)
-
-
-def _sea_cache(denoiser: Denoiser, settings: dict, calibration=None) -> None:
-    def latents(module, args, kwargs) -> list[torch.Tensor]:  # (12, T, h, w) each, without the demo's coordinates
-        x = kwargs["hidden_states"]
-        return list((x[:, :12] if denoiser.family == "wan" else x.transpose(1, 2)).unbind())
-
-    _enable("SeaCacheConfig", raw_vision_callback=latents)(denoiser, settings)
-
-
-def _taylorseer(denoiser: Denoiser, settings: dict, calibration=None) -> None:
-    # its default patterns match no module of these models: the attentions are called attn1 and attn2
-    names = {"wan": r"blocks\.\d+\.(attn1|attn2|ffn)", "cogvideox": r"transformer_blocks\.\d+\.(attn1|ff)"}
-    modules = {} if settings.get("use_lite_mode") else {"cache_identifiers": [names[denoiser.family]]}
-    _enable("TaylorSeerCacheConfig", taylor_factors_dtype=torch.float32, **modules)(denoiser, settings)
-
-
-def _attention_cache(config_name: str):
-    """PAB and FasterCache: they know the timestep through a callback, and want cond and uncond in one call."""
-
-    def apply(denoiser: Denoiser, settings: dict, calibration=None) -> None:
-        denoiser.batched = True
-        fixed = {"current_timestep_callback": lambda: denoiser.timestep}
-        if config_name == "FasterCacheConfig":
-            fixed["tensor_format"] = {"wan": "BCFHW", "cogvideox": "BFCHW"}[denoiser.family]
-        _enable(config_name, **fixed)(denoiser, settings)
-
-    return apply
-
-
-def _cache_dit(config_name: str, taylor: bool = False):
-    """cache-dit with a block adapter on the bare transformer; cond and uncond are told apart by turns."""
-
-    def apply(denoiser: Denoiser, settings: dict, calibration=None):
-        import cache_dit
-
-        wan = denoiser.family == "wan"
-        adapter = cache_dit.BlockAdapter(
-            transformer=denoiser.net,
-            blocks=denoiser.net.blocks if wan else denoiser.net.transformer_blocks,
-            forward_pattern=cache_dit.ForwardPattern.Pattern_2 if wan else cache_dit.ForwardPattern.Pattern_0,
-            has_separate_cfg=True,
-        )
-        config = getattr(cache_dit, config_name)(
-            enable_separate_cfg=True, num_inference_steps=denoiser.evaluations, **settings
-        )
-        extra = {"calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)} if taylor else {}
-        cache_dit.enable_cache(adapter, cache_config=config, **extra)
-        return lambda: cache_dit.disable_cache(adapter)
-
-    return apply
-
-
-def _static(denoiser: Denoiser, settings: dict, calibration=None) -> None:
-    """Every R-th evaluation is computed, those between repeat its velocity."""
-    guided, kept, every = denoiser.guided, None, settings["every"]
-
-    def repeat(x: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        if denoiser.index % every == 0:
-            kept = guided(x)
-        return kept
-
-    denoiser.guided = repeat
-
-
-def calibrate(host, prompts, sampler: str, steps: int) -> list[float]:
-    """MagCache's magnitude ratios, one per evaluation: its own calibration, mean over prompts, cond and uncond."""
-    import diffusers.hooks
-
-    runs = []
-
-    def apply(denoiser: Denoiser):
-        # one step more than there are: at the last one the hook would print the ratios and forget them
-        config = diffusers.hooks.MagCacheConfig(calibrate=True, num_inference_steps=denoiser.evaluations + 1)
-        denoiser.net.enable_cache(config)
-        last = getattr(denoiser.net, "blocks", None) or denoiser.net.transformer_blocks
-        states = last[-1]._diffusers_hook.get_hook("mag_cache_block_hook").state_manager._state_cache
-        return lambda: runs.extend(state.calibration_ratios for state in states.values())
-
-    for prompt, seed in prompts:
-        host.measure(apply, prompt, seed, sampler, steps)
-    return [sum(ratios) / len(ratios) for ratios in zip(*runs, strict=True)]
-
-
-# ---- the records
+    def points(self, short: bool, quick: bool) -> tuple[int, ...]:
+        """The indices of the points to run."""
+        if not short or not self.short:
+            return self.few if quick else tuple(range(len(self.sweep)))
+        own = tuple(range(len(self.sweep), len(self.sweep) + len(self.short)))[:: 2 if quick else 1]
+        return (self.sweep.index(self.recommended), *own) if self.recommended else own
 
 
 def _sweep(name: str, *values, **fixed) -> tuple[dict, ...]:
@@ -177,71 +66,111 @@ _DUAL_BLOCK = (
     {"Fn_compute_blocks": 8, "residual_diff_threshold": 0.08},
     *_sweep("residual_diff_threshold", 0.04, 0.08, 0.16, Fn_compute_blocks=1),
 )
+# its 8 steps of warmup are a whole short stage
+_DUAL_BLOCK_SHORT = _sweep("residual_diff_threshold", 0.08, 0.16, 0.32, Fn_compute_blocks=1, max_warmup_steps=2)
 _LITE = {"use_lite_mode": True}
+_EARLY = ({"cache_interval": 2, "disable_cache_before_step": 1}, {"cache_interval": 2, "disable_cache_before_step": 2},
+          {"cache_interval": 3, "disable_cache_before_step": 2})  # fmt: skip
 _PAB, _FASTER = "spatial_attention_block_skip_range", "unconditional_batch_skip_range"
 
+
+def _dual_block(name: str, *how, **fixed) -> Contender:
+    """cache-dit, with the sweep that its caches and calibrators share."""
+    return Contender(
+        name, "diffusers", "residual_diff_threshold", _DUAL_BLOCK, peers.cache_dit(*how, **fixed),
+        recommended=_DUAL_BLOCK[0], few=(0, 2, 3), short=_DUAL_BLOCK_SHORT,
+    )  # fmt: skip
+
+
+# degree 1: what a port for 20 steps does: half fit, half line, one forecast at a time, step 1 repeats step 0
+_PORT = {"degree": 1, "blend": 0.5, "by_sigma": True, "kept": 8, "warmup": 1, "tail": 1, "res_tail": 3,
+         "hold_first": True}  # fmt: skip
+_SPECTRUM_1 = (
+    *_sweep("limit", 1, 2, 3, None, **_PORT),
+    *_sweep("limit", 1, 2, 3, None, second_pass=True, **_PORT),
+    {**_PORT, "limit": 1, "warmup": 5, "hold_first": False},
+)
+# degree 4: the paper's (window 2, growing by 0.75, five steps of warmup); its authors later advised half of a line
+_SPECTRUM_4 = (
+    *_sweep("flex_window", 0.75, 0.0, 0.25, 3.0, degree=4),
+    *_sweep("flex_window", 0.0, 0.75, degree=4, blend=0.5),
+    {"flex_window": 0.75, "degree": 4, "blend": 0.5, "tail": 1},
+)
+_SPECTRUM_4_SHORT = (
+    *_sweep("flex_window", 0.0, 0.75, degree=4, warmup=2),
+    *_sweep("flex_window", 0.0, 0.75, degree=4, warmup=2, blend=0.5, tail=1),
+)
+
 CONTENDERS = (
-    Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), _static, few=(0, 2)),
+    Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), peers.static, few=(0, 1, 2)),
     Contender(
         "Foresight forecast", "comfyui", "threshold", _sweep("threshold", 0.1, 0.25, 0.5, 1.0, 2.0, method="forecast"),
-        _foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 4),
+        peers.foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 4),
     ),
     Contender(
-        "Foresight paper", "comfyui", "R, gamma", _foresight_grid("output", (2, 3, 4)), _foresight,
+        "Foresight paper", "comfyui", "R, gamma",
+        tuple(_foresight_grid("output", (2, 3, 4))[index] for index in (1, 2, 6, 7, 10, 11)), peers.foresight,
         recommended={"method": "paper", "cache_kind": "output", "reuse_interval": 2, "threshold": 0.5},
-        few=(1, 6, 7, 11),
+        few=(0, 2, 3, 5),
     ),
     Contender(
-        "Foresight paper, residual", "comfyui", "R, gamma", _foresight_grid("residual", (3,)), _foresight, few=(2,)
-    ),
-    Contender(
-        "EasyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.01, 0.02, 0.05, 0.2),
-        _core_node("EasyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2, 3),
+        "EasyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.01, 0.02, 0.05, 0.1, 0.2),
+        peers.core_node("EasyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2, 4),
     ),
     Contender(
         "LazyCache", "comfyui", "reuse_threshold", _sweep("reuse_threshold", 0.05, 0.1, 0.2),
-        _core_node("LazyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2),
+        peers.core_node("LazyCacheNode"), recommended={"reuse_threshold": 0.2}, few=(0, 2),
     ),
     Contender(
-        "FirstBlockCache", "diffusers", "threshold", _sweep("threshold", 0.03, 0.05, 0.07, 0.1),
-        _enable("FirstBlockCacheConfig"), recommended={"threshold": 0.05}, few=(0, 1),
+        "FirstBlockCache", "diffusers", "threshold", _sweep("threshold", 0.03, 0.05, 0.07, 0.1, 0.16, 0.25),
+        peers.enable("FirstBlockCacheConfig"), recommended={"threshold": 0.05}, few=(0, 1, 3),
     ),
     Contender(
-        "MagCache", "diffusers", "threshold", _sweep("threshold", 0.01, 0.03, 0.06, 0.12), _mag_cache,
-        recommended={"threshold": 0.06}, few=(0, 2), calibrated=True,
+        "MagCache", "diffusers", "threshold", _sweep("threshold", 0.01, 0.03, 0.06, 0.12, 0.24), peers.mag_cache,
+        recommended={"threshold": 0.06}, few=(0, 2, 3), calibrated=True,
     ),
     Contender(
-        "TaylorSeer", "diffusers", "cache_interval", _sweep("cache_interval", 3, 5), _taylorseer,
-        recommended={"cache_interval": 5}, few=(1,),
+        "TaylorSeer", "diffusers", "cache_interval", _sweep("cache_interval", 2, 3, 5), peers.taylorseer,
+        recommended={"cache_interval": 5}, few=(1, 2), short=_EARLY,
     ),
     Contender(
-        "TaylorSeer lite", "diffusers", "cache_interval", _sweep("cache_interval", 2, 3, 4, 5, **_LITE), _taylorseer,
-        recommended={"cache_interval": 5, **_LITE}, few=(1, 3),
+        "TaylorSeer lite", "diffusers", "cache_interval", _sweep("cache_interval", 2, 3, 4, 5, **_LITE),
+        peers.taylorseer, recommended={"cache_interval": 5, **_LITE}, few=(0, 1, 3),
+        short=tuple({**early, **_LITE} for early in _EARLY),
     ),
     Contender(
         "FasterCache", "diffusers", _FASTER,
         ({_FASTER: 5, "spatial_attention_timestep_skip_range": (-1, 300)}, {_FASTER: 5}),
-        _attention_cache("FasterCacheConfig"), recommended={_FASTER: 5}, few=(1,),
+        peers.attention_cache("FasterCacheConfig"), recommended={_FASTER: 5}, few=(0, 1),
     ),
     Contender(
         "PAB", "diffusers", _PAB,
         ({_PAB: 2, "spatial_attention_timestep_skip_range": (100, 400)}, {_PAB: 2}),
-        _attention_cache("PyramidAttentionBroadcastConfig"), recommended={_PAB: 2}, few=(1,),
+        peers.attention_cache("PyramidAttentionBroadcastConfig"), recommended={_PAB: 2}, few=(0, 1),
     ),
     Contender(
-        "SeaCache", "diffusers", "threshold", _sweep("threshold", 0.15, 0.25, 0.5, 1.0), _sea_cache,
-        recommended={"threshold": 0.25}, few=(1, 2),
+        "SeaCache", "diffusers", "threshold", _sweep("threshold", 0.1, 0.15, 0.25, 0.5, 1.0), peers.sea_cache,
+        recommended={"threshold": 0.25}, few=(1, 2, 3),
+    ),
+    _dual_block("DBCache", "DBCacheConfig"),
+    _dual_block("DBPrune", "DBPruneConfig"),
+    _dual_block("DBCache+TaylorSeer", "DBCacheConfig", "TaylorSeerCalibratorConfig", taylorseer_order=1),
+    _dual_block("DBCache+FoCa", "DBCacheConfig", "FoCaCalibratorConfig"),
+    _dual_block("DBCache+DMD", "DBCacheConfig", "DMDCalibratorConfig"),
+    Contender(
+        "Spectrum, degree 1", "diffusers", "limit", _SPECTRUM_1, spectrum.apply, recommended=_SPECTRUM_1[0],
+        few=(0, 1, 4, 5, 6), file="spectrum",
     ),
     Contender(
-        "DBCache", "diffusers", "residual_diff_threshold", _DUAL_BLOCK, _cache_dit("DBCacheConfig"),
-        recommended=_DUAL_BLOCK[0], few=(0, 2, 3),
+        "Spectrum, degree 4", "diffusers", "flex_window", _SPECTRUM_4, spectrum.apply, recommended=_SPECTRUM_4[0],
+        few=(0, 1, 3, 6), short=_SPECTRUM_4_SHORT, file="spectrum",
     ),
     Contender(
-        "DBPrune", "diffusers", "residual_diff_threshold", _DUAL_BLOCK, _cache_dit("DBPruneConfig"),
-        recommended=_DUAL_BLOCK[0], few=(0, 2),
+        "FSampler h2", "diffusers", "calls", _sweep("calls", 2, 3, 5), fsampler.apply, recommended={"calls": 2},
+        few=(0, 1), short=_sweep("calls", 2, 3, first=2, last=1), file="fsampler",
     ),
     Contender(
-        "DBCache+TaylorSeer", "diffusers", "residual_diff_threshold", _DUAL_BLOCK,
-        _cache_dit("DBCacheConfig", taylor=True), recommended=_DUAL_BLOCK[0], few=(0, 2, 3),
+        "FSampler adaptive", "diffusers", "anchor", _sweep("anchor", 4, 2, 3, 6), fsampler.apply,
+        recommended={"anchor": 4}, few=(0, 1, 3), short=_sweep("anchor", 2, 4, first=2, last=1), file="fsampler",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One job of `bench.quality`: all points on one model, sampler setting and prompt, with plain runs between them.
+"""One job of `bench.quality`: points on one model, workload and prompt, with plain runs between them.
 
 Runs in a worker process with one thread; keeps its result in a file, so that an interrupted run goes on where it was.
 """
@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from foresight.report.quality import mean_psnr, ssim
@@ -17,13 +18,16 @@ from models.demo import model
 from tools import hosts
 from tools.demo.clips import check
 
-from .contenders import CONTENDERS, calibrate
+from .contenders import CONTENDERS
+from .fronts import SAME
 from .models import MODELS
-from .table import SAME
+from .peers import calibrate
+from .workloads import Workload, networks_of
 
 CALIBRATION = (("red box moving up", 501), ("cyan ball moving right", 502))  # in no half of bench.quality's prompts
-PLAIN_EVERY = 4  # contender runs between two plain ones
+PLAIN_EVERY = 8  # contender runs between two plain ones
 AGREE = 60.0  # dB, least between the plain clips of the two hosts
+CODE = ("jobs", "meter", "comfy", "diffusers_host")  # what every result depends on, beside a contender's own file
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
@@ -32,31 +36,43 @@ class Job:
     """What one worker does in one go; `points` are (contender's name, index in its sweep).
 
     Attributes:
+        points: All of Foresight or none: what others did need not run again when Foresight's code has changed.
         weigh: Whether the bytes held are looked at.
     """
 
     model: str
-    sampler: str
-    steps: int
+    workload: Workload
     prompt: str
     seed: int
     points: tuple[tuple[str, int], ...]
     weigh: bool = False
 
     @property
+    def is_ours(self) -> bool:
+        return any(BY_NAME[name].ours for name, _ in self.points)
+
+    @property
     def signature(self) -> str:
         """Of everything the result depends on: the points, the weights and the code."""
-        digest = hashlib.sha256(json.dumps([asdict(self), [BY_NAME[n].sweep[i] for n, i in self.points]]).encode())
-        digest.update((model.WEIGHTS if self.model == "wan" else MODELS[self.model].path).read_bytes())
-        own = [Path(__file__).with_name(name) for name in ("jobs.py", "meter.py", "comfy.py", "diffusers_host.py")]
-        own.append(Path(__file__).with_name("contenders.py"))
-        for path in own + sorted((hosts.ROOT / "foresight").rglob("*.py")):
+        points = [(name, BY_NAME[name].settings(index)) for name, index in self.points]
+        digest = hashlib.sha256(json.dumps([{**asdict(self), "points": points}, _weights(self.model)]).encode())
+        code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
+        code += [Path(__file__).with_name(f"{name}.py") for name in {BY_NAME[n].file for n, _ in self.points}]
+        code += sorted((hosts.ROOT / "foresight").rglob("*.py")) if self.is_ours else []
+        for path in sorted(set(code)):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 
     @property
     def file_name(self) -> str:
-        return f"{self.model}-{self.sampler}{self.steps}-{self.seed}.json"
+        place = self.workload.name.replace(" + ", "+").replace(" ", "")
+        return f"{self.model}-{place}-{self.seed}-{'ours' if self.is_ours else 'peers'}.json"
+
+
+def _weights(name: str) -> list[str]:
+    """A hash of each file that a model's weights come from; the bundled one is what some others differ from."""
+    paths = [model.WEIGHTS, *(MODELS[network].path for network in networks_of(name) if network != "wan")]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 def prepare() -> None:
@@ -72,14 +88,14 @@ def prepare() -> None:
     logging.disable(logging.WARNING)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=None)
 def both_hosts(name: str) -> tuple:
     """(comfy.Demo, diffusers_host.Host) of a model."""
     from .comfy import Demo
     from .diffusers_host import Host
 
     demo = Demo(name, pytorch_attention=True)
-    return demo, Host(name, demo.sigmas)
+    return demo, Host(name, demo)
 
 
 def machine(name: str) -> dict:
@@ -110,8 +126,10 @@ def result(job: Job, folder: Path) -> dict:
         known = json.loads(path.read_text())
         if known["signature"] == signature:
             return known
-    path.write_text(json.dumps({"signature": signature, **run(job, folder)}, indent=1) + "\n")
-    return json.loads(path.read_text())
+    found = json.dumps({"signature": signature, **run(job, folder)}, indent=1) + "\n"
+    path.with_suffix(".part").write_text(found)
+    path.with_suffix(".part").replace(path)  # whoever is cut off here leaves no half of a result
+    return json.loads(found)
 
 
 class _Side:
@@ -122,13 +140,18 @@ class _Side:
         self.plain_runs: list[tuple[float, float]] = []  # wall and processor seconds
         self.points: list[dict] = []
         self._after: list[int] = []  # per point, the plain run before it
-        self.measure(plain_model, steps=4)  # loads and allocates what no measured run should have to
+        self.warm_up()
         self.clip, self.meter = self.plain(weigh=job.weigh)
 
-    def measure(self, what, steps: int | None = None, weigh: bool = False):
+    def warm_up(self) -> None:
+        """Load and allocate what no measured run should have to."""
         job = self.job
+        short = replace(job.workload, stages=tuple(min(3, steps) for steps in job.workload.stages))
+        self.host.sample(self.plain_model, job.prompt, job.seed, short)
+
+    def measure(self, what, weigh: bool = False):
         gc.collect()
-        return self.host.measure(what, job.prompt, job.seed, job.sampler, steps or job.steps, weigh)
+        return self.host.sample(what, self.job.prompt, self.job.seed, self.job.workload, weigh)
 
     def plain(self, weigh: bool = False):
         clip, meter = self.measure(self.plain_model, weigh=weigh)
@@ -169,47 +192,55 @@ class _Side:
 
 
 def run(job: Job, folder: Path) -> dict:
-    """Measure all points of a job.
-
-    Raises:
-        RuntimeError: the plain clips of the two hosts differ, so that they do not run the same model.
-    """
+    """Measure all points of a job, and nothing on a host that has none."""
+    began = time.process_time()
     demo, host = both_hosts(job.model)
-    sides = {"comfyui": _Side(job, demo, demo.model)}
-    sides["diffusers"] = _Side(job, host)
-    agree = min(mean_psnr(sides["comfyui"].clip, sides["diffusers"].clip), SAME)
-    if agree < AGREE:
-        raise RuntimeError(f"{job.model}: the hosts' plain clips agree to {agree:.1f} dB, {AGREE} are needed")
-    chosen = [(BY_NAME[name], BY_NAME[name].sweep[index]) for name, index in job.points]
+    chosen = [(BY_NAME[name], BY_NAME[name].settings(index)) for name, index in job.points]
+    needed = dict.fromkeys(contender.host for contender, _ in chosen)
+    patchers = demo.plain(job.workload.shift)
+    sides = {name: _Side(job, demo, patchers) if name == "comfyui" else _Side(job, host) for name in needed}
+    agree = _agreement(sides, job.model)
     ratios = calibration(job, host, folder) if any(contender.calibrated for contender, _ in chosen) else None
-    pristine = {}
-    for name, side in sides.items():
-        for contender, settings in chosen:
-            if contender.host != name:
-                continue
-            if name == "comfyui":
-                side.point(contender, settings, functools.partial(contender.apply, demo, settings))
-            else:
-                apply = functools.partial(contender.apply, settings=settings, calibration=ratios)
-                side.point(contender, settings, lambda apply=apply: apply)
-        pristine[name] = side.finish()
+    for contender, settings in chosen:
+        if contender.host == "comfyui":
+            apply = functools.partial(contender.apply, demo, settings=settings)
+            sides["comfyui"].point(contender, settings, lambda apply=apply: [apply(patcher) for patcher in patchers])
+        else:
+            apply = functools.partial(contender.apply, settings=settings, calibration=ratios)
+            sides["diffusers"].point(contender, settings, lambda apply=apply: apply)
+    pristine = {name: side.finish() for name, side in sides.items()}
     return {
-        **{key: value for key, value in asdict(job).items() if key not in ("points", "weigh")},
+        **{"model": job.model, "workload": job.workload.name, "prompt": job.prompt, "seed": job.seed},
         "hosts_agree_db": agree,
+        "cpu_seconds": time.process_time() - began,
         "pristine": pristine,
         "plain": {name: side.summary() for name, side in sides.items()},
         "points": [known for side in sides.values() for known in side.points],
     }
 
 
-def calibration(job: Job, host, folder: Path) -> list[float]:
-    """MagCache's ratios of a model and sampler setting, from a file if another job has made them."""
-    path = folder / f"calibration-{job.model}-{job.sampler}{job.steps}.json"
-    weights = hashlib.sha256((model.WEIGHTS if job.model == "wan" else MODELS[job.model].path).read_bytes()).hexdigest()
-    if path.is_file() and (known := json.loads(path.read_text()))["weights"] == weights:
+def _agreement(sides: dict[str, "_Side"], name: str) -> float | None:
+    """PSNR between the plain clips of the two hosts; None where only one is needed.
+
+    Raises:
+        RuntimeError: they differ, so that the hosts do not run the same model.
+    """
+    if len(sides) < 2:
+        return None
+    agree = min(mean_psnr(sides["comfyui"].clip, sides["diffusers"].clip), SAME)
+    if agree < AGREE:
+        raise RuntimeError(f"{name}: the hosts' plain clips agree to {agree:.1f} dB, {AGREE} are needed")
+    return agree
+
+
+def calibration(job: Job, host, folder: Path) -> list[list[float]]:
+    """MagCache's ratios of a model and workload, from a file if another job has made them."""
+    path = folder / f"calibration-{job.file_name.rsplit('-', 2)[0]}.json"
+    signature = [asdict(job.workload), _weights(job.model)]
+    if path.is_file() and (known := json.loads(path.read_text()))["signature"] == json.loads(json.dumps(signature)):
         return known["ratios"]
-    ratios = calibrate(host, CALIBRATION, job.sampler, job.steps)
-    path.write_text(json.dumps({"weights": weights, "ratios": ratios}) + "\n")
+    ratios = calibrate(host, CALIBRATION, job.workload)
+    path.write_text(json.dumps({"signature": signature, "ratios": ratios}) + "\n")
     return ratios
 
 

@@ -1,9 +1,11 @@
 """What a sampler run costs, measured the same way for every cache: seconds, multiply-adds of the blocks, bytes held."""
 
 import contextlib
+import functools
 import gc
 import time
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 
@@ -26,11 +28,12 @@ class Meter:
         self._weigh = weigh
 
     @contextmanager
-    def counting(self, blocks: torch.nn.ModuleList):
+    def counting(self, *blocks: torch.nn.ModuleList):
         """Count the work of these blocks; their forwards stay as they are."""
         handles = [
             module.register_forward_pre_hook(self._count)
-            for module in blocks.modules()
+            for one in blocks
+            for module in one.modules()
             if isinstance(module, torch.nn.Linear)
         ]
         try:
@@ -43,11 +46,28 @@ class Meter:
         self.multiply_adds += args[0].numel() * module.out_features  # rows x inputs is the number of elements
 
     def sampler(self, name: str):
-        """The k-diffusion function `sample_<name>`, timed; ComfyUI has to be importable."""
-        import comfy.k_diffusion.sampling
+        """ComfyUI's sampler function of a name, timed; ComfyUI has to be importable. Stages of a run add up."""
+        import comfy.samplers
 
-        function = getattr(comfy.k_diffusion.sampling, f"sample_{name}")
+        return self._timed(comfy.samplers.sampler_object(name).sampler_function)
 
+    @contextmanager
+    def timing(self):
+        """Time the samplers that ComfyUI makes by name in this context."""
+        import comfy.samplers
+
+        plain = comfy.samplers.sampler_object
+
+        def timed(name: str):
+            kind = plain(name)
+            kind.sampler_function = self._timed(kind.sampler_function)
+            return kind
+
+        with mock.patch.object(comfy.samplers, "sampler_object", timed):
+            yield self
+
+    def _timed(self, function):
+        @functools.wraps(function)  # who looks at the sampler sees the one it is
         def timed(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
             steps, spent = len(sigmas) - 1, [0.0, 0.0]
             moments = {int(steps * share) for share in HELD_AT} if self._weigh else set()
@@ -60,8 +80,8 @@ class Meter:
 
             began = _clocks()
             out = function(model, x, sigmas, extra_args, callback=watch, disable=True, **options)
-            ended = _clocks()
-            self.seconds, self.cpu_seconds = (b - a - s for a, b, s in zip(began, ended, spent, strict=True))
+            wall, cpu = (b - a - s for a, b, s in zip(began, _clocks(), spent, strict=True))
+            self.seconds, self.cpu_seconds = self.seconds + wall, self.cpu_seconds + cpu
             return out
 
         return timed

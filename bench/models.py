@@ -1,7 +1,7 @@
 """Two more small trained models for the benchmarks, so that no policy is fitted to the bundled one.
 
-`python -m bench.models` trains them with the demo's script, clips and codec (about 40 minutes each on two cores) and
-writes `bench/weights/`. Needs diffusers.
+`python -m bench.models` trains them with the demo's recipe, clips and codec (on a GPU: `--device cuda --batch 128
+--seconds 154`; over an hour each on two cores) and writes `bench/weights/`. Needs diffusers.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 
 from models.demo import codec, model
 from models.demo.prompt import TEXT_DIM, TEXT_TOKENS
-from tools.demo import train
+from tools.demo import fit, train
 from tools.demo.clips import FRAMES, HEIGHT, WIDTH
 
 FOLDER = Path(__file__).with_name("weights")
@@ -28,7 +28,7 @@ class Trained:
     class_name: str
     config: dict
     velocity: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    seed: int = 0
+    settings: fit.Settings = fit.Settings(steps=800)
 
     @property
     def path(self) -> Path:
@@ -57,20 +57,22 @@ class Trained:
         net.load_state_dict({key: value.float() for key, value in load_file(self.path).items()})
         return net.eval().requires_grad_(False)
 
-    def train(self, steps: int, batch: int) -> None:
+    def train(self, settings: fit.Settings) -> None:
         """Train it and write its weights (fp16) and `<name>.json`."""
-        from safetensors.torch import save_file
-
-        def save(ema: torch.nn.Module, log: list[dict], **facts) -> None:
-            FOLDER.mkdir(exist_ok=True)
-            save_file({key: value.half().contiguous() for key, value in ema.state_dict().items()}, self.path)
-            self.path.with_suffix(".json").write_text(json.dumps({**facts, "log": log}, indent=1) + "\n")
-
-        torch.manual_seed(self.seed)
+        torch.manual_seed(settings.seed)
         net = self.build()
         if self.class_name == "WanTransformer3DModel":
             train.start_near_identity(net)
-        train.fit(net, self.velocity, save, steps, batch, self.seed)
+        fit.fit(net, self.velocity, self.save, settings)
+
+    def save(self, ema: torch.nn.Module, log: list[dict], **facts) -> None:
+        """Write what `load` reads, and what is known about the training so far."""
+        from safetensors.torch import save_file
+
+        FOLDER.mkdir(exist_ok=True)
+        weights = ema.state_dict()
+        save_file({key: value.half().contiguous().cpu() for key, value in weights.items()}, self.path)
+        self.path.with_suffix(".json").write_text(json.dumps({**facts, "log": log}, indent=1) + "\n")
 
 
 def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -80,13 +82,13 @@ def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor
 MODELS = {
     trained.name: trained
     for trained in (
-        Trained("wan", "WanTransformer3DModel", model.DIFFUSERS_CONFIG, train.wan_velocity),
+        Trained("wan", "WanTransformer3DModel", model.DIFFUSERS_CONFIG, fit.wan_velocity),
         Trained(
             "wan_deep",  # more and narrower blocks
             "WanTransformer3DModel",
             {**model.DIFFUSERS_CONFIG, "attention_head_dim": 24, "ffn_dim": 288, "num_layers": 16},
-            train.wan_velocity,
-            seed=7,
+            fit.wan_velocity,
+            fit.Settings(steps=800, seed=7),
         ),
         Trained(
             "cogvideox",  # text and video in one sequence, sines for positions, two norms a block
@@ -108,7 +110,7 @@ MODELS = {
                 spatial_interpolation_scale=1.0,
             ),
             _cogvideox,
-            seed=11,
+            fit.Settings(steps=800, seed=11),
         ),
     )
 }
@@ -117,13 +119,12 @@ MODELS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=[name for name in MODELS if name != "wan"])
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=16)
+    fit.add_options(parser)
     args = parser.parse_args()
     for name in args.names:
         if name == "wan" or name not in MODELS:
             parser.error(f"{name!r}: choose from {', '.join(n for n in MODELS if n != 'wan')}")
-        MODELS[name].train(args.steps, args.batch)
+        MODELS[name].train(fit.settings_of(args, MODELS[name].settings))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import torch
 
 from foresight import PaperConfig
 from foresight.engine.prefix import formulas, metric
+from models.demo import model
 
 from .meter import blocks_of
+from .workloads import Workload
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0)
 STEPS = 50
@@ -68,7 +70,8 @@ def measure(host, prompt: str, seed: int) -> dict:
     config = PaperConfig()
     found = []
     rows = (config.sample_rows, 0)
-    host.measure(lambda denoiser: found.append(_Changes(denoiser.net, rows)), prompt, seed, "euler", STEPS)
+    plain = Workload("plain", "euler", (STEPS,), model.SHIFT)
+    host.sample(lambda denoiser: found.append(_Changes(denoiser.net, rows)), prompt, seed, plain)
     blocks, warmup = len(blocks_of(host.net)), config.warmup_of(STEPS)
     sampled, exact = (found[0].together(n, blocks) for n in rows)
     shares = {}

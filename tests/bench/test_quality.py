@@ -1,4 +1,4 @@
-"""The quality benchmark: fronts and table by hand, the counting of work, and a short run of every kind of contender."""
+"""The quality benchmark: its plan, the counting of work, going on where it was cut off, short runs in both hosts."""
 
 import argparse
 import os
@@ -6,112 +6,35 @@ import os
 import pytest
 import torch
 
-from bench import quality, table
+from bench import quality, workloads
 from bench.meter import Meter, blocks_of, live_bytes
+from bench.workloads import BY_NAME, LAST, PROMPTS, Workload
 from tools.demo import evaluate, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 HAS_COMFYUI = bool(os.environ.get("COMFYUI_PATH"))
 
 
-def row(speed: float, psnr: float, name: str = "a", work: float | None = None) -> dict:
-    return {
-        **{"model": "wan", "sampler": "euler", "steps": 50, "contender": name, "psnr": psnr},
-        **{"time_ratio": 1 / speed, "work_share": 1 / (work or speed)},
-        **{"ssim": psnr / 100, "temporal_psnr": psnr, "psnr_worst": psnr - 1, "settings": {"threshold": speed}},
-    }
+def args(**given) -> argparse.Namespace:
+    base = {"contenders": None, "quick": False, "models": ["wan"], "half": "report", "prompts": 2, "last": LAST}
+    return argparse.Namespace(**{**base, "workloads": list(BY_NAME), **given})
 
 
-# ---- fronts and the table
+# ---- rows
 
 
-def test_the_front_leaves_out_what_another_point_beats_and_what_is_slower_than_plain():
-    # (1.5, 40) is slower and worse than (1.8, 41); (0.9, 60) is slower than plain
-    assert table.front([(2.0, 35), (1.5, 40), (1.8, 41), (1.2, 50), (0.9, 60)]) == [(1.2, 50), (1.8, 41), (2.0, 35)]
-
-
-def test_speedup_is_interpolated_between_the_two_nearest_points_of_the_front():
-    points = [(1.2, 50.0), (2.0, 40.0)]
-    # 45 dB is half of the way from 50 to 40, so the speed-up is half of the way from 1.2 to 2.0
-    assert table.speedup_at(points, 45) == (pytest.approx(1.6), False)
-    assert table.speedup_at(points, 40) == (2.0, False)
-
-
-def test_nothing_is_extrapolated():
-    points = [(1.2, 50.0), (2.0, 42.0)]
-    assert table.speedup_at(points, 35) == (2.0, True)  # all of it is above: at least its fastest point
-    assert table.speedup_at(points, 55) is None  # all of it is below
-    assert table.speedup_at([(0.8, 60.0)], 40) is None  # slower than plain
-
-
-def test_a_point_at_which_nothing_was_reused_is_on_no_front():
-    rows = [row(1.01, table.SAME), row(1.5, 40)]
-    assert table.fronts(rows, "time_ratio") == {"a": [(pytest.approx(1.5), 40)]}
-
-
-def test_the_table_names_the_leader_and_gives_the_speedup_by_work_in_brackets():
-    rows = [row(1.2, 50, work=1.4), row(2.0, 40, work=2.4), row(1.5, 46, "b"), row(1.7, 44, "b")]
-    rows.append({**{k: rows[0][k] for k in ("model", "sampler", "steps")}, "contender": "c", "cannot_run": "no"})
-    text = table.markdown({"rows": rows})
-    # at 45 dB a is at (1.2 + 2.0) / 2 = 1.6 by time and (1.4 + 2.4) / 2 = 1.9 by work, b at (1.5 + 1.7) / 2 = 1.6
-    # at 40 dB a is at 2.0, b at least at 1.7; at 35 dB a is at least at 2.0
-    assert "| a | **1.60x** (1.90) | **2.00x** (2.40) | **>=2.00x** (>=2.40) |" in text
-    assert "| b | 1.60x (1.60) | >=1.70x (>=1.70) | >=1.70x (>=1.70) |" in text
-    assert "euler 50, 40 dB: a" in text
-    assert "Cannot run on it: c (no)." in text
-
-
-def test_the_table_goes_between_the_comments_of_readme_and_nowhere_else(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{table.BEGIN}\nof last time\n{table.END}\nafter\n")
-    table.into_readme({"rows": [row(1.2, 50)]}, path)
-    text = path.read_text()
-    assert text.startswith(f"before\n{table.BEGIN}\n") and text.endswith(f"{table.END}\nafter\n")
-    assert "of last time" not in text and "1.20x" in text
-    path.write_text("no place")
-    with pytest.raises(ValueError, match="no place for the table"):
-        table.into_readme({"rows": []}, path)
-
-
-def test_what_the_threshold_does_and_how_far_ahead_it_is():
-    rows = [row(2.0, 50, table.OURS), row(4.0, 40, table.OURS), row(2.0, 40, "b"), row(1.0, 60, "b")]
-    text = table.knob({"rows": rows})
-    assert "| Wan, bundled, euler 50 | 2.00x, 50.0 (49.0) dB | 4.00x, 40.0 (39.0) dB |" in text
-    # at 45 dB ours is at 3.0 and b at 1.75; at 40 dB 4.0 and 2.0; at 35 dB at least the same
-    assert "| 1.71 (1.71) | 2.00 (2.00) | 2.00 (2.00) |" in table.markdown({"rows": rows})
-
-
-def test_where_another_measure_disagrees_is_said():
-    rows = [row(1.0, 60), row(3.0, 40), row(1.0, 50, "b"), row(3.0, 30, "b")]
-    assert table.disagreements({"rows": rows}) == []
-    for entry in rows[2:]:
-        entry["ssim"] = 0.99  # b keeps the structure better; but a flat front has one point, and that is no line
-    rows[2]["ssim"] = 0.995
-    assert table.disagreements({"rows": rows}, (2.0,)) == ["Wan, bundled, euler 50, 2x: PSNR a, ssim: b"]
-
-
-def test_labels_are_pushed_apart_and_stay_above_the_lowest():
-    assert table.spread([50.0, 49.0, 30.0], gap=2.0, lowest=20.0) == [50.0, 48.0, 30.0]
-    assert table.spread([30.0, 20.0, 20.0], gap=2.0, lowest=20.0) == [30.0, 22.0, 20.0]
-
-
-def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest():
-    def job(ratio: float, psnr: float, checker: bool) -> dict:
+def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest_and_keep_each_prompt():
+    def job(seed: int, ratio: float, psnr: float, checker: bool) -> dict:
         point = {"contender": "a", "host": "comfyui", "settings": {"x": 1}, "recommended": True, "time_ratio": ratio}
-        point |= {
-            "cpu_ratio": ratio,
-            "work_share": 0.5,
-            "psnr": psnr,
-            "ssim": 1.0,
-            "temporal_psnr": psnr,
-            "checker": checker,
-        }
-        return {"model": "wan", "sampler": "euler", "steps": 50, "points": [point],
+        point |= {"cpu_ratio": ratio, "work_share": 0.5, "psnr": psnr, "ssim": 1.0, "temporal_psnr": psnr}
+        point["checker"] = checker
+        return {"model": "wan", "workload": "euler 50", "seed": seed, "points": [point],
                 "plain": {"comfyui": {"checker": True}}}  # fmt: skip
 
-    (found,) = quality.combine([job(0.5, 40, True), job(0.6, 50, False), job(1.9, 30, False)])
+    (found,) = quality.combine([job(2, 0.6, 50, False), job(1, 0.5, 40, True), job(3, 1.9, 30, False)])
     assert (found["time_ratio"], found["psnr"], found["psnr_worst"]) == (0.6, 40, 30)
     assert (found["checker"], found["checker_plain"]) == (pytest.approx(1 / 3), 1.0)
+    assert found["by_prompt"]["psnr"] == [40, 50, 30]  # in the order of the seeds
 
 
 # ---- prompts
@@ -120,7 +43,7 @@ def test_rows_are_the_median_of_the_time_ratios_and_the_means_of_the_rest():
 def test_the_two_halves_and_all_other_prompt_lists_are_disjoint():
     from bench import jobs, settings
 
-    halves = {name: set(pairs) for name, pairs in quality.PROMPTS.items()}
+    halves = {name: set(pairs) for name, pairs in PROMPTS.items()}
     assert all(len(pairs) == 6 for pairs in halves.values())
     others = {*evaluate.held_out_pairs(), *run.PROMPTS, *settings.PROMPTS, *jobs.CALIBRATION}
     assert not halves["report"] & halves["tune"]
@@ -168,12 +91,130 @@ def test_live_bytes_counts_each_storage_once():
     del x, views
 
 
+def test_two_stages_add_up():
+    net, meter = Toy(), Meter()
+    with meter.counting(blocks_of(net), blocks_of(other := Toy())):
+        net(torch.zeros(2, 3, 4))
+        other(torch.zeros(2, 3, 4))
+    assert meter.multiply_adds == 2 * 768
+
+
+# ---- the plan
+
+
+def test_a_plan_has_a_job_of_ours_and_one_of_the_others_per_model_workload_and_prompt():
+    jobs = quality.plan(args())
+    assert len(jobs) == 2 * 5 * 2  # of the 8 workloads 5 run on this model, with two prompts
+    assert [job.is_ours for job in jobs[:4]] == [True, False] * 2
+    assert {job.seed for job in jobs[:10]} == {401}  # prompt by prompt: a run that is cut off has all columns
+    assert [job.weigh for job in jobs] == [True] * 10 + [False] * 10
+    assert len({job.file_name for job in jobs}) == len(jobs)
+
+
+def test_the_slowest_peers_run_where_papers_do_and_everywhere_if_asked():
+    def contenders(workload: str, **given) -> set[str]:
+        return {name for job in quality.plan(args(workloads=[workload], **given)) for name, _ in job.points}
+
+    assert set(LAST) <= contenders("euler 50") and not set(LAST) & contenders("euler 20")
+    assert set(LAST) <= contenders("euler 20", last=())
+    assert contenders("euler 20", contenders=["easy"]) == {"EasyCache"}
+
+
+def test_quick_has_fewer_points():
+    whole, quick = (
+        [len(job.points) for job in quality.plan(args(workloads=["euler 20"], quick=quick))] for quick in (False, True)
+    )
+    assert all(a > b for a, b in zip(whole, quick, strict=True))
+
+
+def test_what_is_left_out_is_said_and_not_run(monkeypatch):
+    monkeypatch.setitem(workloads.NETWORKS, "experts", ("wan", "no_such_network"))
+    given = args(models=["wan", "experts"], workloads=["euler 20", "euler 10 + 10"])
+    assert quality.left_out(given) == [
+        "experts is left out: bench/models.py does not know the network no_such_network.",
+        "FasterCache and PAB run with euler 50 only.",
+    ]
+    assert {job.model for job in quality.plan(given)} == {"wan"}
+    assert quality.left_out(args(last=(), workloads=["euler 20"])) == []
+
+
+def test_a_network_without_weights_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.models.FOLDER", tmp_path)
+    assert workloads.missing("wan_deep") == (
+        "wan_deep is left out: wan_deep.safetensors is missing, `python -m bench.models wan_deep` makes it."
+    )
+    assert workloads.missing("wan") is None
+
+
+def test_the_stages_of_a_workload_follow_one_another():
+    pair = Workload("pair", "euler", (10, 10), 5.0)
+    assert (pair.steps, pair.spans, pair.is_short) == (20, [(0, 10), (10, 20)], True)
+    assert not BY_NAME["euler 20"].is_short
+    assert [workloads.evaluations(name, 5) for name in ("euler", "uni_pc", "heun")] == [5, 5, 9]
+
+
+# ---- going on
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """`jobs.run` that measures nothing and counts how often it is asked to."""
+    from bench import jobs
+
+    ran = []
+
+    def run(job, folder):
+        ran.append(job.file_name)
+        if job.seed == 13:
+            raise KeyboardInterrupt
+        return {"points": []}
+
+    monkeypatch.setattr(jobs, "run", run)
+    return ran
+
+
+def test_a_job_that_is_done_is_not_run_again_and_one_that_was_cut_off_is(counted, tmp_path):
+    from bench import jobs
+
+    work = [jobs.Job("wan", BY_NAME["euler 20"], "p", seed, (("static reuse", 0),)) for seed in (1, 13, 2)]
+    with pytest.raises(KeyboardInterrupt):
+        [jobs.result(job, tmp_path) for job in work]
+    work[1] = jobs.Job("wan", BY_NAME["euler 20"], "p", 14, (("static reuse", 0),))
+    found = [jobs.result(job, tmp_path) for job in work]
+    assert [name.split("-")[-2] for name in counted] == ["1", "13", "14", "2"]
+    assert [jobs.result(job, tmp_path) for job in work] == found and len(counted) == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_job_is_run_again_when_its_points_its_workload_or_its_code_have_changed(counted, tmp_path, monkeypatch):
+    from bench import jobs
+
+    def signature(contender: str, index: int = 0, workload: str = "euler 20") -> str:
+        return jobs.Job("wan", BY_NAME[workload], "p", 1, ((contender, index),)).signature
+
+    mine, other = signature("Foresight forecast"), signature("static reuse")
+    assert len({mine, other, signature("static reuse", 1), signature("static reuse", 0, "uni_pc 20")}) == 4
+    (tmp_path / "foresight").mkdir()
+    (tmp_path / "foresight" / "new.py").write_text("changed")
+    monkeypatch.setattr(jobs.hosts, "ROOT", tmp_path)
+    # what others did need not run again when our code changes
+    assert signature("Foresight forecast") != mine and signature("static reuse") == other
+
+
 # ---- the real thing, short
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
 def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_leaves_the_models_as_they_were(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, one_thread
 ):
     from bench import contenders, jobs
 
@@ -182,26 +223,49 @@ def test_a_short_run_measures_contenders_of_both_hosts_lists_what_refuses_and_le
 
     broken = contenders.Contender("broken", "diffusers", "x", ({"x": 1},), refuse)
     monkeypatch.setitem(jobs.BY_NAME, "broken", broken)
-    names = [("Foresight paper", 3), ("EasyCache", 3), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3)]
-    job = jobs.Job("wan", "euler", 6, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = jobs.result(job, tmp_path)
-    finally:
-        torch.set_num_threads(threads)
+    names = [("EasyCache", 4), ("static reuse", 0), ("TaylorSeer lite", 0), ("DBCache", 3), ("Spectrum, degree 1", 0),
+             ("Spectrum, degree 1", 4), ("FSampler h2", 0), ("Foresight paper", 1)]  # fmt: skip
+    short = Workload("short", "euler", (6,), 3.0)
+    job = jobs.Job("wan", short, "red ball moving up", 5, (*names, ("broken", 0)), weigh=True)
+    found = jobs.result(job, tmp_path)
     assert found["pristine"] == {"comfyui": True, "diffusers": True}
     assert found["hosts_agree_db"] > jobs.AGREE
-    points = {point["contender"]: point for point in found["points"]}
-    assert points.pop("broken")["cannot_run"] == "ValueError: not for this model"
+    (refused,) = (p["cannot_run"] for p in found["points"] if p["contender"] == "broken")
+    assert refused == "ValueError: not for this model"
+    points = {p["contender"] + p["settings"].get("second_pass", False) * " twice": p
+              for p in found["points"] if "cannot_run" not in p}  # fmt: skip
     assert points["static reuse"]["work_share"] == 0.5  # 3 of 6 evaluations
     # of 6 steps 3 are warmup and the first after it is full; its hidden states are kept for the other two
     assert 4 / 6 <= points["Foresight paper"]["work_share"] < 1
     assert points["TaylorSeer lite"]["work_share"] == pytest.approx(4 / 6)  # 3 first, then every second: 0 1 2 - 4 -
+    assert points["Spectrum, degree 1"]["work_share"] == pytest.approx(4 / 6)  # 0 - 2 - 4 5
+    assert points["Spectrum, degree 1 twice"]["work_share"] == pytest.approx(4 / 6)  # the second pass runs no block
+    assert points["FSampler h2"]["work_share"] == 1.0  # 2 first and 3 last are protected, the one between is not due
     for point in points.values():
         assert point["time_ratio"] > 0 and point["held_bytes"] >= 0
         assert (point["psnr"] == jobs.SAME) == (point["work_share"] == 1.0), point
     assert jobs.result(job, tmp_path) == found  # from the file
+
+
+@pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
+@pytest.mark.parametrize(
+    "sampler, stages, cfg",
+    [("uni_pc", (4,), 4.0), ("res_multistep", (3,), 4.0), ("euler_ancestral", (3,), 4.0), ("heun", (2,), 4.0),
+     ("euler", (3,), 1.0), ("euler", (2, 2), 4.0)],
+)  # fmt: skip
+def test_both_hosts_run_every_workload_alike(sampler, stages, cfg, tmp_path, monkeypatch, one_thread):
+    from bench import jobs
+
+    name = "wan" if len(stages) == 1 else "pair"
+    monkeypatch.setitem(workloads.NETWORKS, "pair", ("wan", "wan_deep"))
+    workload = Workload("short", sampler, stages, 5.0, cfg)
+    job = jobs.Job(name, workload, "red ball moving up", 5, (("EasyCache", 4), ("static reuse", 0)))
+    found = jobs.run(job, tmp_path)
+    assert found["hosts_agree_db"] > jobs.AGREE and found["pristine"] == {"comfyui": True, "diffusers": True}
+    (share,) = (point["work_share"] for point in found["points"] if point["contender"] == "static reuse")
+    counts = [workloads.evaluations(sampler, steps) for steps in stages]
+    # every second evaluation of a stage, the first with them
+    assert share == pytest.approx(sum((count + 1) // 2 for count in counts) / sum(counts))
 
 
 @pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
@@ -213,15 +277,3 @@ def test_the_sampling_check_decides_the_same_with_the_same_rows():
     changes = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 2.0], [1.1, 0.0], [1.2, 0.1]])
     decided = sampling_check.decisions(changes, 3, 1.0)
     assert decided.tolist() == [[True, False], [True, True], [False, True]]
-
-
-def test_a_plan_has_one_job_per_model_setting_and_prompt_and_quick_is_shorter():
-    def plan(**given):
-        args = {"contenders": None, "quick": False, "steps": None, "models": ["wan"], "half": "report", "prompts": 2}
-        return quality.plan(argparse.Namespace(**{**args, **given}))
-
-    assert len(plan()) == 3 * 2
-    assert len(plan(quick=True)) == 2 * 2
-    first, second, heun = (len(job.points) for job in plan()[:3])
-    assert first > second == heun == len(plan(quick=True)[0].points)
-    assert {name for name, _ in plan(contenders=["easy"])[0].points} == {"EasyCache"}

@@ -23,31 +23,31 @@ def random_prompts(count: int, generator: torch.Generator, drop: float = 0.0) ->
 
 
 def render(prompts: list[str], generator: torch.Generator) -> torch.Tensor:
-    """Clips (B, 8, 32, 32, 3) in [0, 1] that show what the full `prompts` (colour, shape, direction) say."""
-    b = len(prompts)
+    """Clips (B, 8, 32, 32, 3) in [0, 1] that show what the full `prompts` say, on the generator's device."""
+    b, device = len(prompts), generator.device
     wanted = [parse(prompt) for prompt in prompts]
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(b, *shape, generator=generator) * (high - low) + low
+        return torch.rand(b, *shape, generator=generator, device=device) * (high - low) + low
 
     # object centre (B, T, 2): from near the middle of the frame outwards; across the motion it is anywhere
-    direction = torch.tensor([DIRECTIONS[w["direction"]] for w in wanted], dtype=torch.float32)  # (B, 2)
-    size = torch.tensor([WIDTH, HEIGHT], dtype=torch.float32)
+    direction = torch.tensor([DIRECTIONS[w["direction"]] for w in wanted], dtype=torch.float32, device=device)
+    size = torch.tensor([WIDTH, HEIGHT], dtype=torch.float32, device=device)
     radius = uniform(*RADIUS)
     room = size / 2 - radius[:, None] - 1  # (B, 2)
     across = (uniform(-1, 1, 2) * room) * (1 - direction.abs())
     wobble = uniform(-1.0, 1.0, 2) * direction.abs()
-    progress = torch.linspace(-0.1, 0.9, FRAMES)[None, :, None]
+    progress = torch.linspace(-0.1, 0.9, FRAMES, device=device)[None, :, None]
     centre = (
         size / 2 - 0.5 + (across + wobble)[:, None] + progress * uniform(*TRAVEL)[:, None, None] * direction[:, None]
     )
 
-    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(HEIGHT, device=device), torch.arange(WIDTH, device=device), indexing="ij")
     dx = x - centre[..., 0, None, None]  # (B, T, H, W)
     dy = y - centre[..., 1, None, None]
     r = radius[:, None, None, None]
     cover = torch.sigmoid(-2.5 * _outside([w["shape"] for w in wanted], dx, dy, r))[..., None]
-    colour = torch.tensor([COLOURS[w["colour"]] for w in wanted])[:, None, None, None]
+    colour = torch.tensor([COLOURS[w["colour"]] for w in wanted], device=device)[:, None, None, None]
     light = 0.86 - 0.16 * (dx + dy) / r  # lit from the upper left
     thing = (colour * light[..., None]).clamp(0, 1)
 
@@ -67,8 +67,8 @@ def _outside(shapes: list[str], dx: torch.Tensor, dy: torch.Tensor, r: torch.Ten
         "box": torch.maximum(dx.abs(), dy.abs()) - r * 0.85,
         "ring": (distance - r * 0.8).abs() - r * 0.35,
     }
-    index = torch.tensor([SHAPES.index(shape) for shape in shapes])
-    return torch.stack([by_shape[name] for name in SHAPES])[index, torch.arange(len(shapes))]
+    index = torch.tensor([SHAPES.index(shape) for shape in shapes], device=dx.device)
+    return torch.stack([by_shape[name] for name in SHAPES])[index, torch.arange(len(shapes), device=dx.device)]
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,43 @@ RECORD = Path(__file__).with_name("training.json")
 PICTURES = Path(__file__).resolve().parents[2] / "docs"
 
 
-@torch.no_grad()
-def sample(
-    net: torch.nn.Module, prompts: list[str], seeds: list[int], steps: int = STEPS, cfg: float = CFG
-) -> torch.Tensor:
-    """Euler sampling with CFG, one noise per seed; clips (B, 8, 32, 32, 3)."""
+def noise_of(seed: int) -> torch.Tensor:
+    """The noise (12, 8, 16, 16) that a seed stands for."""
     shape = (codec.CHANNELS, FRAMES, HEIGHT // codec.FACTOR, WIDTH // codec.FACTOR)
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    text = torch.cat([embed(prompts), embed([""] * len(prompts))])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def levels(steps: int, shift: float = model.SHIFT) -> torch.Tensor:
+    """The noise levels of a schedule, (steps + 1,), from 1 to 0."""
     t = torch.linspace(1, 0, steps + 1)
-    sigmas = model.SHIFT * t / (1 + (model.SHIFT - 1) * t)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@torch.no_grad()
+def latents(
+    net: torch.nn.Module,
+    prompts: list[str],
+    seeds: list[int],
+    steps: int = STEPS,
+    cfg: float = CFG,
+    shift: float = model.SHIFT,
+) -> torch.Tensor:
+    """Euler sampling, one noise per seed, on the network's device; without the empty prompt at CFG 1."""
+    device = next(net.parameters()).device
+    x = torch.stack([noise_of(seed) for seed in seeds]).to(device)
+    text = embed([*prompts, *[""] * len(prompts)] if cfg != 1 else prompts).to(device)
+    sigmas = levels(steps, shift).to(device)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        located = torch.cat([x, model.coordinates(x)], dim=1)
-        cond, uncond = net(torch.cat([located, located]), sigma.expand(2 * len(x)) * 1000, text, return_dict=False)[
-            0
-        ].chunk(2)
+        located = torch.cat([x, model.coordinates(x)], dim=1).repeat(len(text) // len(x), 1, 1, 1, 1)
+        out = net(located, sigma.expand(len(text)) * 1000, text, return_dict=False)[0]
+        cond, uncond = out.chunk(2) if cfg != 1 else (out, out)
         x = x + (sigma_next - sigma) * (uncond + cfg * (cond - uncond))
-    return codec.decode(x)
+    return x
+
+
+def sample(net: torch.nn.Module, prompts: list[str], seeds: list[int], *args, **kwargs) -> torch.Tensor:
+    """Clips (B, 8, 32, 32, 3); the arguments are those of `latents`."""
+    return codec.decode(latents(net, prompts, seeds, *args, **kwargs).cpu())
 
 
 def held_out_pairs() -> list[tuple[str, int]]:
@@ -53,9 +73,10 @@ def evaluate(batch: int = 16) -> float:
     score = sum(right) / PAIRS
     facts = json.loads(RECORD.read_text())
     facts.update(checker=score, pairs=PAIRS, sampling_steps=STEPS, cfg=CFG)
-    RECORD.write_text(json.dumps({**facts, "log": facts.pop("log")}, indent=1) + "\n")
+    RECORD.write_text(json.dumps(facts, indent=1) + "\n")
     contact_sheet(clips, [prompt for prompt, _ in pairs], right)
-    loss_curve(facts | json.loads(RECORD.read_text()))
+    if facts["log"]:  # the record of the bundled weights has none
+        loss_curve(facts)
     return score
 
 
