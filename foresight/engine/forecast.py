@@ -82,6 +82,8 @@ class Forecast(Policy):
         self._arriving: torch.Tensor | None = None  # what `check` measured
         self._sums: list[float] | None = None
         self._blend, self._tape = self.resources.blend, self.resources.tape
+        stage = self.resources.stage
+        self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
         self._unsettled: tuple[list[float], bool] = [], False  # measured before the blend is known
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
@@ -93,9 +95,9 @@ class Forecast(Policy):
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
-        steps = len(places) - 1
+        steps, whole = len(places) - 1, self.resources.stage.whole or len(places) - 1
         must = [not place.may_reuse or k >= steps - self._last_steps(places) for k, place in enumerate(places[:-1])]
-        self._planner = self.planner(places, must, self._most_in_a_row, self.early)
+        self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole)
         first = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps) - 1
         self._planned = first + 1 + len(self._planner.plan(max(first, 0), 1.0, self._mu))
 
@@ -108,7 +110,7 @@ class Forecast(Policy):
 
     def _last_steps(self, places: Sequence[Place]) -> int:
         """How many of the last steps are always computed."""
-        if not self.last or self.steps is None:
+        if not self.last or self.steps is None or self._open_end:
             return 0
         # a run that ends noisy pays back before its last step, whose output others may use as it is
         return max(1, round(self.last * (len(places) - 1))) + (places[-1].ends_noisy and self._tape is None)
@@ -125,7 +127,8 @@ class Forecast(Policy):
     def check(self, trajectory: Hashable, latent: Tensors) -> None:
         if trajectory not in self._trajectories and len(self._trajectories) >= MOST_TRAJECTORIES:
             self._trajectories.pop(next(iter(self._trajectories)))
-        self._now = self._trajectories.setdefault(trajectory, Trajectory())
+        self._now = self._trajectories.setdefault(trajectory, self._before or Trajectory())
+        self._before = None
         self._latent, self._arriving = latent, (self._blend or self._now.track).measure(latent)
 
     def decide(self, place: Place) -> Decision:
@@ -135,7 +138,7 @@ class Forecast(Policy):
         if self._blend is not None:
             self._learn_of_blend(place)
         self._sums = None
-        noisy_end = place.ends_noisy and place.position > self.steps - 1.5
+        noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
         self._pays = self._tape is None and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
@@ -145,6 +148,7 @@ class Forecast(Policy):
         """Whether an evaluation that the user's settings would let go is computed all the same."""
         now, step = self._now, int(place.position + 1e-3)
         known = now.histories and all(h.ready or h.may_hold for h in now.histories.values())
+        known = known and place.evaluation > 0  # the first is computed, whatever the run before has left
         if not known or now.move.idle or now.in_a_row >= self._most_in_a_row or place.last and self.last:
             return True
         if now.next is None:
@@ -169,7 +173,7 @@ class Forecast(Policy):
     ) -> Tensors:
         now, waits_on = self._now, self.resources.offload.device
         history = now.histories.get(key)
-        known = history is not None and history.signature == signature
+        known = history is not None and history.fits(signature)
         if known and (history.ready or history.may_hold) and not self._computes:
             given = history.forecast(self._place, device)
             self._note(given, None, own=False)
@@ -275,5 +279,12 @@ class Forecast(Policy):
             self._blend.begin(None, (), None)
         if self._tape is not None:
             self._tape.give_up("the run does not forecast any more")
-        self._trajectories = {None: Trajectory()}
+        self._trajectories, self._before = {None: Trajectory()}, None
         self._now, self._latent, self._arriving = self._trajectories[None], (), None
+
+    def leave(self) -> Trajectory | None:
+        over = self._place is not None and self._place.position > self.steps - 1.5
+        if not self._open_end or not over or not self._now.histories:
+            return None
+        self._now.hand_over(self.steps)
+        return self._now

@@ -42,19 +42,27 @@ class Planner:
         places: Where every step stands, and where the run ends.
         must: Whether a step is computed whatever it costs.
         most_in_a_row: How many may be left out in a row.
+        whole: Steps of the whole that this run is a stage of; its own by default.
 
     Attributes:
         steps: How many there are.
     """
 
-    def __init__(self, places: Sequence[Place], must: Sequence[bool], most_in_a_row: float, early: float = EARLY):
+    def __init__(
+        self,
+        places: Sequence[Place],
+        must: Sequence[bool],
+        most_in_a_row: float,
+        early: float = EARLY,
+        whole: int | None = None,
+    ):
         self._tau = [place.tau + k * STILL for k, place in enumerate(places)]
         *places, _ = places
         self.steps, self._must = len(places), must
         self._weights = [
             curvature(p.tau) * max(p.share, FLOOR) / max(1 - p.noise, 0.005) ** early for p in places
         ]  # c_k / e_k, times K
-        self._longest = min(math.ceil(LONGEST * self.steps), most_in_a_row)
+        self._longest = min(math.ceil(LONGEST * (whole or self.steps)), most_in_a_row)
 
     def cost(self, n: int, m: int) -> float:
         """The sum of c_k over the steps between n and m, for a scale of 1."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from .budget import Need, Offload
 from .compiler import outside_graphs
 from .config import Config
 from .schedule import Place
+from .stages import Stage
 from .stats import Evaluation
 from .tape import Tape
 from .tensors import Tensors
@@ -43,6 +44,7 @@ class Resources:
         room: Whether that many bytes beside `Policy.need` may wait somewhere, and where (None: the model's device).
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
         tape: Where the host can start the sampler again, and corrections need it.
+        stage: What other runs of the same video have to do with this one.
     """
 
     offload: Offload
@@ -52,6 +54,7 @@ class Resources:
     room: Callable[[int], tuple[bool, torch.device | None]] = lambda size: (True, None)
     blend: Blend | None = None
     tape: Tape | None = None
+    stage: Stage = field(default_factory=Stage)
 
 
 class BlockCall(Protocol):
@@ -177,6 +180,10 @@ class Policy:
 
     def drop(self) -> None:
         """Give all memory back."""
+
+    def leave(self) -> object:
+        """What a run that begins where this one ends may go on from, or None; asked once, at the end."""
+        return None
 
 
 _POLICIES: dict[type[Config], type[Policy]] = {}

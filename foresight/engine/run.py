@@ -13,6 +13,7 @@ from .config import Config
 from .counted import Counted
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .schedule import Phase, Schedule
+from .stages import Stage
 from .stats import Evaluation, Kind, RunStats
 from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
@@ -35,6 +36,7 @@ class Run:
         region, noise, first_step, until, over: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
         restartable: The host can start the sampler again, see `tape`, and the sampler does not take Euler's steps.
+        stage: What other runs of the same video have to do with this one.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Run:
         blended: bool = False,
         over: Callable[[float], float] | None = None,
         restartable: bool = False,
+        stage: Stage | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation = -1
@@ -61,24 +64,23 @@ class Run:
         blend = Blend(flow=noise is not None) if blended else None
         self._tape = Tape() if restartable else None
         room = lambda size: self._budget.room(size, self._policy.need(), self._offload)  # noqa: E731
-        resources = Resources(self._offload, self._fit, self.deactivate, self.lock, room, blend, self._tape)
-        self._policy: Policy = policy_of(config)(config, self._schedule.steps, resources)
+        lent = self._offload, self._fit, self.deactivate, self.lock, room, blend, self._tape, stage or Stage()
+        self._policy: Policy = policy_of(config)(config, self._schedule.steps, Resources(*lent))
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
-        self._closed = False
+        self._closed, self.left = False, None
         inactive = config.off_reason or inactive or self._why_never()
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
         self.stats.planned = None if inactive or first_step else self._policy.planned
 
     def _why_never(self) -> str | None:
-        reason, most, warmup = self._policy.why_never(), self.most_reuse, self._schedule.warmup
+        reason, steps, warmup = self._policy.why_never(), self._schedule.steps, self._schedule.warmup
         if self._schedule.rises:
             return "noise levels rise in this run (unsampling or a restart)"
-        if reason is None and most == 0:
-            reason = f"at most 0 of {self._schedule.steps} steps can be reused: {warmup} are warmup, and "
-            reason += self._policy.rest
+        if reason is None and self.most_reuse == 0 and self._policy.resources.stage.before is None:
+            reason = f"at most 0 of {steps} steps can be reused: {warmup} are warmup, and {self._policy.rest}"
         return reason
 
     @property
@@ -105,8 +107,7 @@ class Run:
         """
         keep_out_of_graphs()
         level = self.read_back(level, latent, trajectory)
-        self.evaluation += 1
-        self._began = time.perf_counter()
+        self.evaluation, self._began = self.evaluation + 1, time.perf_counter()
         self.kind = self._next_kind(level)
         self.stats.evaluations.append(Evaluation(self.kind, level))
 
@@ -223,16 +224,15 @@ class Run:
             timed: Whether this moment is the end of the last evaluation; else its time is left unknown.
         """
         if not self._closed:
-            if not timed:
-                self._began = None
+            self._began = self._began if timed else None
             self.read_back(None)
-            self._closed = True
+            self._closed, self.kind = True, "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
                 self.stats.inactive = (
                     "no part of the video was computed in two evaluations in a row "
                     "(moving context windows, or two latents in turn?)"
                 )
-            self.kind = "plain"
+            self.left = None if self.stats.inactive else self._policy.leave()
             self._policy.drop()
         return self.stats
 

@@ -48,6 +48,12 @@ class Trajectory:
         self.in_a_row = 0
         self.euler = True
 
+    def hand_over(self, steps: int) -> None:
+        """The next run begins `steps` after the beginning of this one, and counts from there."""
+        self.u_n, self.next = self.u_n - steps, None
+        for history in self.histories.values():
+            history.hand_over(steps)
+
     def learn(self, errors: list[float], sloped: bool) -> None:
         """Take in what the forecasts for the evaluation computed last have missed; `sloped` if they had a slope."""
         if not all(map(math.isfinite, errors)):

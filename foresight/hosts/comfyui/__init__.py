@@ -7,7 +7,7 @@ import comfy.patcher_extension
 
 from ...engine import Config
 from ..blocks import family_of
-from . import live
+from . import handover, live
 from .families import FAMILIES
 from .prompts import Newest, Present
 from .run import KEY, SamplerRun
@@ -64,6 +64,7 @@ class _Template:
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         guider = executor.class_obj
+        video = handover.Video(self.config, guider, sampler, masked=denoise_mask is not None)
         run = SamplerRun(
             self.config,
             guider.model_patcher,
@@ -73,6 +74,7 @@ class _Template:
             shapes=kwargs.get("latent_shapes"),
             sampler=sampler,
             denoise_mask=denoise_mask,
+            stage=video.stage(noise, latent_image, sigmas),
         )
         watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
         found = guider.model_options
@@ -85,4 +87,5 @@ class _Template:
             if stats is not None:
                 log.info("Foresight %s", stats.summary())
                 watcher.finish()
+        video.leave(run.left, samples, sigmas)
         return samples

@@ -13,6 +13,7 @@ import torch
 
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
+from ...engine.stages import Stage
 from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
@@ -42,6 +43,7 @@ class SamplerRun:
         shapes: Of the parts of a packed latent.
         sampler: ComfyUI's object of it.
         denoise_mask: What of the latent is to be sampled; None for all.
+        stage: What other runs of the same video have to do with this one.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SamplerRun:
         shapes: Sequence[Sequence[int]] | None = None,
         sampler: object = None,
         denoise_mask: torch.Tensor | None = None,
+        stage: Stage | None = None,
     ):
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
@@ -75,6 +78,7 @@ class SamplerRun:
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
             restartable=not takes_euler_steps(sampler, denoise_mask),
+            stage=stage,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
@@ -86,6 +90,11 @@ class SamplerRun:
     def stats(self) -> RunStats:
         """The record of the run, filled in as it goes on."""
         return self._run.stats
+
+    @property
+    def left(self) -> object:
+        """What a run that goes on from the end of this one may take over; it is not dropped with the run."""
+        return self._run.left
 
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
