@@ -127,8 +127,9 @@ class Forecast(Policy):
     def check(self, trajectory: Hashable, latent: Tensors) -> None:
         if trajectory not in self._trajectories and len(self._trajectories) >= MOST_TRAJECTORIES:
             self._trajectories.pop(next(iter(self._trajectories)))
-        self._now = self._trajectories.setdefault(trajectory, self._before or Trajectory())
-        self._before = None
+        if self._before is not None:
+            self._trajectories, self._before = {trajectory: self._before}, None
+        self._now = self._trajectories.setdefault(trajectory, Trajectory())
         self._latent, self._arriving = latent, (self._blend or self._now.track).measure(latent)
 
     def decide(self, place: Place) -> Decision:
@@ -158,7 +159,7 @@ class Forecast(Policy):
     def _ratio(self, place: Place) -> float | None:
         """What leaving out the steps since the last computed one costs, this one included, over what is allowed."""
         n, k = int(self._now.u_n + 1e-3), int(place.position + 1e-3)
-        if not n < k < self._planner.steps or not self._mu:
+        if not 0 <= n < k < self._planner.steps or not self._mu:
             return None
         return self._now.scale * self._planner.cost(n, k + 1) / self._mu
 

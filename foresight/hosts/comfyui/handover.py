@@ -2,8 +2,9 @@
 
 Nobody loses by it. A run leaves its last steps open only where the prompt says that its latent goes to one place, which
 is a KSamplerAdvanced that goes on from it with Foresight at the same settings (`following`). What it leaves is kept
-here, with the latent to compare, until the next run with Foresight, whether that fits or not, and no longer than the
-prompt. ComfyUI executes each prompt in an asyncio task of its own, which says when it is over.
+here, with the latent to compare, until the next run with Foresight that does not leave its own end open, whether that
+fits or not, and no longer than the prompt. ComfyUI executes each prompt in an asyncio task of its own, which says when
+it is over.
 """
 
 import asyncio
@@ -24,9 +25,9 @@ SAME_LATENT = 5e-3  # relative; a latent may be rounded to bf16 on its way
 ENOUGH = 2  # steps that the next run has at least
 
 
-@dataclass
+@dataclass(eq=False)
 class _Left:
-    """What the newest run has left: `engine.Run.left`, and where and under which settings it ended."""
+    """What a run has left: `engine.Run.left`, and where and under which settings it ended."""
 
     known: object
     latent: torch.Tensor
@@ -35,7 +36,7 @@ class _Left:
     settings: Hashable
 
 
-_left: dict[asyncio.Task, _Left] = {}
+_left: dict[asyncio.Task, list[_Left]] = {}  # several only where a node samples a list of latents
 
 
 class Video:
@@ -53,13 +54,17 @@ class Video:
         self._masked, self._whole = masked, None
 
     def stage(self, noise: torch.Tensor, latent: torch.Tensor, sigmas: torch.Tensor) -> Stage:
-        """What the prompt and the run before say of the one that begins. After this, nothing is kept any more."""
+        """What the prompt and the run before say of the one that begins, which takes away what is kept for it."""
         task = _task()
-        left = _left.pop(task, None)
-        if left is not None and self._fits(left, noise, latent, sigmas):
-            return Stage(before=left.known, whole=left.whole)
-        if task is not None and not self._masked and float(sigmas[-1]) > 0:
+        kept = _left.pop(task, [])
+        left = next((left for left in kept if self._fits(left, noise, latent, sigmas)), None)
+        if task is not None and not self._masked and float(sigmas[-1]) > 0 and left is None:
             self._whole = following(_nodes(), executing().node_id)
+        others = [other for other in kept if other is not left]
+        if others and (left is not None or self._whole is not None):
+            _left[task] = others
+        if left is not None:
+            return Stage(before=left.known, whole=left.whole)
         return Stage(goes_on=self._whole is not None, whole=self._whole)
 
     def _fits(self, left: _Left, noise: torch.Tensor, latent: torch.Tensor, sigmas: torch.Tensor) -> bool:
@@ -75,7 +80,8 @@ class Video:
         task = _task()
         if known is not None and task is not None:
             task.add_done_callback(_drop)
-            _left[task] = _Left(known, latent.detach().clone(), float(sigmas[-1]), self._whole, self._settings)
+            left = _Left(known, latent.detach().clone(), float(sigmas[-1]), self._whole, self._settings)
+            _left[task] = [*_left.get(task, []), left]
 
 
 def _drop(task: asyncio.Task) -> None:
