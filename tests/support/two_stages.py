@@ -92,7 +92,7 @@ class TwoStages:
         other.things = {**self.things, "end": other._end}
         return other.execute()
 
-    def execute(self, task_name: str | None = None) -> torch.Tensor:
+    def execute(self) -> torch.Tensor:
         """Execute the prompt.
 
         Raises:
@@ -105,7 +105,7 @@ class TwoStages:
         with mock.patch.dict(nodes.NODE_CLASS_MAPPINGS, kinds):
             executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0, "ram_inactive": 0})
             ends = [name for name, node in self.prompt.items() if node["class_type"] == "TestEnd"]
-            executor.execute(self.prompt, task_name or "prompt", {}, ends)
+            executor.execute(self.prompt, "prompt", {}, ends)
         assert executor.success, executor.status_messages[-1]
         return self.out
 
