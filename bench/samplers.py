@@ -68,7 +68,7 @@ def compare(plain: Sampled, ours: Sampled) -> dict:
 
 
 def sweep(demo: Demo, samplers: Sequence[str], frames: int = SHAPE[2]) -> dict:
-    """Of every sampler and number of steps, what each of `SETTINGS` did, or the reason why even the plain run failed."""
+    """What each of `SETTINGS` did, by sampler and number of steps, or why even the plain run failed."""
     found = {}
     for sampler in samplers:
         for steps in STEPS:
