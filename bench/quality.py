@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import jobs, table
 from .contenders import CONTENDERS
-from .models import MODELS
+from .models import EVERYWHERE
 
 RESULTS = Path(__file__).with_name("results")
 SETTINGS = (("euler", 50), ("euler", 20), ("heun", 30))
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="bundled model, euler only, fewer points")
     parser.add_argument("--table", action="store_true", help="only write README's table and the plots from the results")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=None)
+    parser.add_argument("--models", nargs="+", choices=EVERYWHERE, default=None)
     parser.add_argument("--contenders", nargs="+", help="only those whose name contains one of these words")
     parser.add_argument("--half", choices=list(PROMPTS), default="report", help="which prompts")
     parser.add_argument("--prompts", type=int, default=2, help="how many of them")
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    args.models = args.models or (["wan"] if args.quick else list(MODELS))
+    args.models = args.models or (["wan"] if args.quick else list(EVERYWHERE))
     args.out = args.out or RESULTS / ("quick.json" if args.quick else "quality.json")
     logging.basicConfig(level=logging.WARNING)
     if not args.table:
