@@ -13,7 +13,7 @@ from pathlib import Path
 from foresight import Config, ForecastConfig, PaperConfig
 from models.demo.prompt import embed
 
-from .comfy import SHAPE, Demo, noise_of
+from .comfy import Demo, noise_of
 
 ROOT = Path(__file__).parents[1]
 RESULT, PAGE = ROOT / "bench" / "results" / "samplers.json", ROOT / "docs" / "samplers.md"
@@ -35,7 +35,7 @@ class Sampled:
     record: dict | None
 
 
-def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, scheduler: str = "simple", frames: int = 8):
+def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, scheduler: str = "simple"):
     """One run as the node KSampler does it.
 
     Raises:
@@ -49,7 +49,7 @@ def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, schedu
     guider.set_conds(*([[embed([text]), {}]] for text in (PROMPT, "")))
     guider.set_cfg(CFG_PP if sampler.endswith("_cfg_pp") else CFG)
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps)
-    noise = noise_of(SEED)[:, :, :frames]
+    noise = noise_of(SEED)
     with torch.inference_mode():
         latent = guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=SEED
@@ -67,19 +67,19 @@ def compare(plain: Sampled, ours: Sampled) -> dict:
     }
 
 
-def sweep(demo: Demo, samplers: Sequence[str], frames: int = SHAPE[2]) -> dict:
+def sweep(demo: Demo, samplers: Sequence[str]) -> dict:
     """What each of `SETTINGS` did, by sampler and number of steps, or why even the plain run failed."""
     found = {}
     for sampler in samplers:
         for steps in STEPS:
             row = found[f"{sampler} {steps}"] = {}
             try:
-                plain = sample(demo, None, sampler, steps, frames=frames)
+                plain = sample(demo, None, sampler, steps
             except Exception as error:  # a sampler for autoregressive models, say
                 row["failed"] = f"{type(error).__name__}: {error}"
                 continue
             for name, settings in SETTINGS.items():
-                row[name] = compare(plain, sample(demo, settings, sampler, steps, frames=frames))
+                row[name] = compare(plain, sample(demo, settings, sampler, steps)
             print(sampler, steps, {name: (round(x["speedup"], 2), round(x["psnr"], 1)) for name, x in row.items()})
     return found
 
