@@ -74,12 +74,12 @@ def sweep(demo: Demo, samplers: Sequence[str]) -> dict:
         for steps in STEPS:
             row = found[f"{sampler} {steps}"] = {}
             try:
-                plain = sample(demo, None, sampler, steps
+                plain = sample(demo, None, sampler, steps)
             except Exception as error:  # a sampler for autoregressive models, say
                 row["failed"] = f"{type(error).__name__}: {error}"
                 continue
             for name, settings in SETTINGS.items():
-                row[name] = compare(plain, sample(demo, settings, sampler, steps)
+                row[name] = compare(plain, sample(demo, settings, sampler, steps))
             print(sampler, steps, {name: (round(x["speedup"], 2), round(x["psnr"], 1)) for name, x in row.items()})
     return found
 
