@@ -28,11 +28,17 @@ THRESHOLDS = (0.3, 0.5, 0.8, 1.3)
 SPEEDUPS = {50: (3.0, 4.0), 20: (1.75, 2.25)}  # at which PSNR is compared
 
 
-class Uncorrected(History):
+class UncorrectedHistory(History):
     """What the forecasts left in x stays there."""
 
     def _corrected(self, place, output, h):
         return output
+
+
+class Uncorrected(Forecast):
+    """Nothing is paid back, and no sampler is started again."""
+
+    history, replays = UncorrectedHistory, False
 
 
 class Repeating(History):
@@ -51,16 +57,19 @@ def _with_history(kind: type[History]) -> type[Forecast]:
     return type(f"With{kind.__name__}", (Forecast,), {"history": kind})
 
 
-class FixedInterval(Forecast):
+class Clock(Forecast):
     """Computed by the clock: the threshold stands for the interval, 2 to 5 steps."""
 
-    def must_compute(self, place, ratio) -> bool:
-        interval = 2 + THRESHOLDS.index(self.config.threshold)
-        unknown = self._now.rate is None
-        return unknown or self._is_last(place) or place.position - self._now.u_n >= interval - 1e-3
+    def _next(self) -> int:
+        return int(self._now.u_n + 1e-3) + 2 + THRESHOLDS.index(self.config.threshold)
+
+
+class WithoutEvidence(Forecast):
+    """The plan that was made before the run stays."""
 
     def settle(self, values, evaluation) -> None:
-        super().settle([1e-6] * len(values), evaluation)
+        errors = len(self._measured())
+        super().settle([0.0] * errors + values[errors:], evaluation)
 
 
 class EarlyWeighsNoMore(Forecast):
@@ -75,21 +84,15 @@ class LastUnprotected(Forecast):
     last = 0.0
 
 
-class WithoutJumps(Forecast):
-    """No error is ever taken for a jump."""
-
-    jump = 1e9
-
-
 VARIANTS = {
     "the method": Forecast,
-    "no correction": _with_history(Uncorrected),
+    "no correction": Uncorrected,
+    "no plan: every 2nd to 5th step": Clock,
+    "no evidence": WithoutEvidence,
     "repeats the last output (order 0)": _with_history(Repeating),
     "whole slope however far (not damped)": _with_history(Undamped),
-    "no evidence: a fixed interval": FixedInterval,
     "early errors weigh no more (no sigma weighting)": EarlyWeighsNoMore,
     "last steps not protected": LastUnprotected,
-    "no jumps": WithoutJumps,
 }
 _SETTINGS = {name: settings_of(variant, ForecastConfig) for name, variant in VARIANTS.items()}
 

@@ -104,7 +104,11 @@ class Demo:
                     "simple", positive, negative, latent, disable_noise=first > 0, start_step=first, last_step=end,
                     force_full_denoise=end == workload.steps, disable_pbar=True, seed=seed,
                 )  # fmt: skip
-        return self._vae.decode(latent)[0], meter
+        return self.decode(latent), meter
+
+    def decode(self, latent):
+        """The clip (T, H, W, 3) of a latent (1, C, T, H, W)."""
+        return self._vae.decode(latent)[0]
 
     def machine(self) -> dict:
         """Where the figures come from."""

@@ -63,17 +63,21 @@ def forced_forecast(computed: Sequence[bool]) -> Config:
     Forecasts, corrections, measured errors and the read-back are as users have them; only the decision is replaced.
 
     Args:
-        computed: For every evaluation of the run; the first three have to be.
+        computed: For every evaluation of the run; the first has to be.
     """
 
     class ForcedForecast(Forecast):
         """Computes what it is told to."""
 
-        def must_compute(self, place: Place, ratio: float) -> bool:
-            return self._now.rate is None or computed[min(round(place.position), len(computed) - 1)]
+        def most_reuse(self, steps: int, warmup: int) -> int:
+            return 1  # whatever the plan would be, the run is active
+
+        def must_compute(self, place: Place) -> bool:
+            return not self._now.histories or computed[min(round(place.position), len(computed) - 1)]
 
         def settle(self, values, evaluation) -> None:
-            super().settle([1e-6] * len(values), evaluation)  # random weights jump all the time
+            errors = len(self._measured())  # random weights jump all the time
+            super().settle([0.0] * errors + values[errors:], evaluation)
 
     return settings_of(ForcedForecast, ForecastConfig)(threshold=1.0)
 

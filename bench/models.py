@@ -1,7 +1,8 @@
-"""Two more small trained models for the benchmarks, so that no policy is fitted to the bundled one.
+"""More small trained models for the benchmarks, so that no policy is fitted to the bundled one.
 
-`python -m bench.models` trains them with the demo's recipe, clips and codec (on a GPU: `--device cuda --batch 128
---seconds 154`; over an hour each on two cores) and writes `bench/weights/`. Needs diffusers.
+`python -m bench.models` trains the two of other shapes with the demo's recipe, clips and codec, as long as one asks it
+to; `python -m bench.models wan_high wan_low wan_distilled` the relatives of the bundled model (see `finetune`). Both
+write `bench/weights/`. Needs diffusers.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from models.demo.prompt import TEXT_DIM, TEXT_TOKENS
 from tools.demo import fit, train
 from tools.demo.clips import FRAMES, HEIGHT, WIDTH
 
+from . import finetune
+
 FOLDER = Path(__file__).with_name("weights")
 
 
@@ -29,6 +32,11 @@ class Trained:
     config: dict
     velocity: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     settings: fit.Settings = fit.Settings(steps=800)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that its weights are made of."""
+        return [model.WEIGHTS if self.name == "wan" else self.path]
 
     @property
     def path(self) -> Path:
@@ -70,9 +78,42 @@ class Trained:
         from safetensors.torch import save_file
 
         FOLDER.mkdir(exist_ok=True)
-        weights = ema.state_dict()
+        weights = self.stored(ema)
         save_file({key: value.half().contiguous().cpu() for key, value in weights.items()}, self.path)
         self.path.with_suffix(".json").write_text(json.dumps({**facts, "log": log}, indent=1) + "\n")
+
+    def stored(self, net: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What of a network goes into the file."""
+        return net.state_dict()
+
+
+@dataclass(frozen=True)
+class Relative(Trained):
+    """The bundled model with a difference of low rank.
+
+    Attributes:
+        source: From a device to what `fit.fit` takes as its source.
+    """
+
+    source: Callable[[str], Callable[[int, torch.Generator], fit.Batch]] | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [model.WEIGHTS, self.path]
+
+    def load(self) -> torch.nn.Module:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} is missing: make it with `python -m bench.models {self.name}`")
+        return finetune.apply_differences(model.load_diffusers(), self.path)
+
+    def train(self, settings: fit.Settings) -> None:
+        source = self.source(settings.device)
+        torch.manual_seed(settings.seed)
+        net = finetune.add_differences(model.load_diffusers())
+        fit.fit(net, self.velocity, self.save, settings, source)
+
+    def stored(self, net: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return finetune.differences(net)
 
 
 def _cogvideox(net: torch.nn.Module, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -116,9 +157,37 @@ MODELS = {
 }
 
 
+EVERYWHERE = tuple(MODELS)  # those that take part in every sampler setting, CFG 4
+EXPERTS = ("wan_high", "wan_low")  # for the first and the second part of a run, CFG 4, shift 5
+DISTILLED = "wan_distilled"  # for 8 and 4 steps, CFG 1, shift 5
+
+
+def _relative(name: str, source: Callable, **settings) -> Relative:
+    short = fit.Settings(batch=8, warmup=10, compile=False, **settings)
+    return Relative(name, "WanTransformer3DModel", model.DIFFUSERS_CONFIG, fit.wan_velocity, short, source)
+
+
+def _lessons(device: str) -> Callable:
+    return finetune.distilled_batch(*finetune.lessons(48, device))
+
+
+MODELS |= {
+    relative.name: relative
+    for relative in (
+        _relative(
+            "wan_high", lambda device: finetune.expert_batch(finetune.BOUNDARY, 1.0), steps=60, rate=0.12, seed=31
+        ),
+        _relative(
+            "wan_low", lambda device: finetune.expert_batch(0.0, finetune.BOUNDARY), steps=60, rate=0.05, seed=37
+        ),
+        _relative("wan_distilled", _lessons, steps=120, rate=0.3, seed=41),
+    )
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=[name for name in MODELS if name != "wan"])
+    parser.add_argument("names", nargs="*", default=[name for name in EVERYWHERE if name != "wan"])
     fit.add_options(parser)
     args = parser.parse_args()
     for name in args.names:

@@ -3,14 +3,15 @@
 It is not the paper's: what is measured and reused here is the output at latent size, not the blocks'. In symbols, with
 D_n the output computed at position u_n of the schedule (in steps), and gamma the user's threshold:
 
-1. Plan: which steps are computed is planned from the noise levels before the run, see `plan`, with mu = 0.04
-   gamma^1.5. After each computed evaluation, the rest is planned again.
+1. Plan: which steps are computed is planned from the noise levels before the run, see `plan`, with mu = 0.033
+   gamma^1.25. After each computed evaluation, the rest is planned again.
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
    computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 8). After the first evaluation s is 0.
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent. A line misses
-   K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K, and the mean of log K over the run, against the one that
-   was expected, sets the plan's scale. An error far beyond what was expected is a jump: what comes next is computed.
+   K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
+   makes the plan's scale: the square of their ratio, and at least 1. An error far beyond what was expected is a jump:
+   what comes next is computed.
 4. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m. The sampler
    is started again with these (see `tape`). For Euler's method that is not needed: its step takes an output as
    x <- a x + (1 - a) D, a = sigma' / sigma, with sigma' the share of noise after the step. With s' the slope from D_n
@@ -40,8 +41,8 @@ from .tensors import Tensors
 from .trajectory import Trajectory
 
 LAST = 0.04  # share of the run's steps, at its end, that are never left out: little comes after to mend an error
-MU = 0.04  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
-STEEPNESS = 1.5  # mu grows with this power of gamma
+MU = 0.033  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
+STEEPNESS = 1.25  # mu grows with this power of gamma
 MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
 HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given again before there is a slope
 GUIDED = 4.0  # where only the errors of conds are known, that of the guided output is taken to be this much larger

@@ -7,8 +7,10 @@ from .history import History
 from .moves import Move, Track
 from .plan import curvature
 
-PRIOR = 1.0  # how many measurements the expectation is worth
-MOST = 32.0  # one measurement can change the scale by this factor at most, up or down
+NEWEST = 0.5  # share of the newest measurement in what is expected of the next
+HARDER = 2.0  # power of the scale: where outputs bend more, the rest of a run also makes more of an error
+MOST = 32.0  # no measurement counts for more than this factor, up or down
+HELD = 0.1  # error of the first output when it is given again, up to which nothing is unusual
 JUMP = 8.0  # an error this many times the expected one is a jump
 ROUNDING = 0.01  # an error up to this is never a jump
 FAR = 0.5  # one from this on always is
@@ -35,7 +37,7 @@ class Trajectory:
         """What was measured says nothing about what comes."""
         self.histories: dict[Hashable, History] = {}
         self.move = Move()
-        self._evidence: list[float] = []  # log(K measured / K expected)
+        self._bent = 0.0  # log(K measured / K expected), a running mean
         self._taus: list[float] = []  # of the last three computed
         self.begin_gap(0.0, None)
 
@@ -60,12 +62,14 @@ class Trajectory:
             self.histories.clear()
             return
         error = max(errors, default=0.0)
-        if not error or not sloped or len(self._taus) < 3:  # an error of 0 is no evidence, see `history._relative`
+        if not error or sloped and len(self._taus) < 3:  # 0 is no evidence, see `history._relative`
             return
-        before, n, m = self._taus
-        expected = curvature((n + m) / 2) * (m - n) * (m - before)
+        expected = min(HELD, error)
+        if sloped:
+            before, n, m = self._taus
+            expected = curvature((n + m) / 2) * (m - n) * (m - before)
         jump = error > min(max(JUMP * expected * self._bend, ROUNDING), FAR)
-        self._evidence.append(math.log(min(max(error / expected, 1 / MOST), MOST)))
+        self._bent += NEWEST * (math.log(min(max(error / expected, 1 / MOST), MOST)) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
@@ -73,7 +77,7 @@ class Trajectory:
     @property
     def _bend(self) -> float:
         """K of this run over the one that is expected; at least 1, so that no run computes less than was planned."""
-        return max(1.0, math.exp(sum(self._evidence) / (len(self._evidence) + PRIOR)))
+        return max(1.0, math.exp(self._bent))
 
     def take(self, move: Move) -> None:
         """The way on to the next evaluation."""
@@ -85,7 +89,7 @@ class Trajectory:
     @property
     def scale(self) -> float:
         """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
-        return self._bend * self.move.price
+        return self._bend**HARDER * self.move.price
 
     @property
     def nbytes(self) -> int:

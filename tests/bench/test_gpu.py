@@ -135,7 +135,7 @@ def test_forced_forecast_goes_through_the_engine_and_leaves_it_as_it_was(wan):
     assert run.finite and run.stats["reused"] == 4 * 2 * wan.blocks
     assert policy_of(ForecastConfig()) is Forecast
     with pytest.raises(RuntimeError, match="Foresight computed .* was asked for"):
-        wan.forecast([True, False, True, True])  # no forecast without a slope
+        wan.forecast([False, True, True, True])  # no forecast without an output
 
 
 def test_engine_that_does_not_follow_is_an_error(wan, monkeypatch):
@@ -221,9 +221,9 @@ def test_bench_counts_what_a_cache_adds(wan, monkeypatch):
 
     read_back = Run.read_back
 
-    def tell(self, level):
+    def tell(self, *args):
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
-        return read_back(self, level)
+        return read_back(self, *args)
 
     monkeypatch.setattr(Run, "read_back", tell)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)

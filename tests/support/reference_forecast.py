@@ -62,7 +62,7 @@ class Reference:
             guider.model_options = found
 
     def begin(self):
-        self.known, self.taus, self.ratios, self.left_out = [], [], [], []
+        self.known, self.taus, self.bent, self.left_out = [], [], 0.0, []
         self.euler, self.next, self.jumped = True, None, False
 
     def _sampler_sample(self, executor, guider, sigmas, extra, callback, noise, *args, **kwargs):
@@ -134,8 +134,7 @@ class Reference:
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
             if self.next is None:
                 n = int(self.known[-1][0] + 1e-3)
-                bend = math.exp(sum(self.ratios) / (len(self.ratios) + trajectory.PRIOR))
-                self.next = self.following(n, max(1.0, bend) * price)
+                self.next = self.following(n, max(1.0, math.exp(self.bent)) ** trajectory.HARDER * price)
             if i < self.next:
                 return self._leave_out(x, sigma, u)
         return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
@@ -165,10 +164,8 @@ class Reference:
             self.known.pop()
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
-            if n_known == 2:
-                self._learn(
-                    ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item(), tau
-                )
+            e = ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item()
+            self._learn(e, tau, n_known == 2)
             owed = 0
             for v, b in self.left_out:
                 before = self.line(v) - d1 if n_known == 2 else 0 * d1
@@ -200,13 +197,17 @@ class Reference:
             self.tape[k] = u, True, d_n + (d_m - d_n) * ((u - u_n) / (u_m - u_n))
         raise Again
 
-    def _learn(self, e, tau):
-        (before, n), m = self.taus, tau
-        expected = self.bend((n + m) / 2) * (m - n) * (m - before)
-        bend = max(1.0, math.exp(sum(self.ratios) / (len(self.ratios) + trajectory.PRIOR)))
-        if e:
-            self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
-            self.ratios.append(math.log(min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)))
+    def _learn(self, e, tau, sloped):
+        if not e:
+            return
+        expected = min(e, trajectory.HELD)
+        if sloped:
+            (before, n), m = self.taus, tau
+            expected = self.bend((n + m) / 2) * (m - n) * (m - before)
+        bend = max(1.0, math.exp(self.bent))
+        self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
+        ratio = math.log(min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST))
+        self.bent += trajectory.NEWEST * (ratio - self.bent)
 
     def _move(self, x, sigma):
         """How much more than Euler's step the sampler took in, and whether it was given its latent again."""

@@ -29,7 +29,6 @@ def levels(steps: int, shift: float = model.SHIFT) -> torch.Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-@torch.no_grad()
 def latents(
     net: torch.nn.Module,
     prompts: list[str],
@@ -39,16 +38,33 @@ def latents(
     shift: float = model.SHIFT,
 ) -> torch.Tensor:
     """Euler sampling, one noise per seed, on the network's device; without the empty prompt at CFG 1."""
+    return trajectory(net, prompts, seeds, torch.zeros(1), steps, cfg, shift)[:, 0]
+
+
+@torch.no_grad()
+def trajectory(
+    net: torch.nn.Module,
+    prompts: list[str],
+    seeds: list[int],
+    at: torch.Tensor,
+    steps: int = STEPS,
+    cfg: float = CFG,
+    shift: float = model.SHIFT,
+) -> torch.Tensor:
+    """Where Euler sampling is at the falling noise levels `at` (N,), between its steps too: (B, N, 12, 8, 16, 16)."""
     device = next(net.parameters()).device
     x = torch.stack([noise_of(seed) for seed in seeds]).to(device)
     text = embed([*prompts, *[""] * len(prompts)] if cfg != 1 else prompts).to(device)
     sigmas = levels(steps, shift).to(device)
+    passed = [x] * int((at >= 1).sum())
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         located = torch.cat([x, model.coordinates(x)], dim=1).repeat(len(text) // len(x), 1, 1, 1, 1)
         out = net(located, sigma.expand(len(text)) * 1000, text, return_dict=False)[0]
         cond, uncond = out.chunk(2) if cfg != 1 else (out, out)
-        x = x + (sigma_next - sigma) * (uncond + cfg * (cond - uncond))
-    return x
+        velocity = uncond + cfg * (cond - uncond)
+        passed += [x + (level - sigma) * velocity for level in at.to(device) if sigma_next <= level < sigma]
+        x = x + (sigma_next - sigma) * velocity
+    return torch.stack(passed, dim=1)
 
 
 def sample(net: torch.nn.Module, prompts: list[str], seeds: list[int], *args, **kwargs) -> torch.Tensor:
@@ -80,11 +96,13 @@ def evaluate(batch: int = 16) -> float:
     return score
 
 
-def contact_sheet(clips: list[np.ndarray], prompts: list[str], right: list[bool], scale: int = 2) -> None:
+def contact_sheet(
+    clips: list[np.ndarray], prompts: list[str], right: list[bool], path: Path = PICTURES / "contact_sheet.png"
+) -> None:
     """All clips, one row of frames each, in two columns; the prompts that the checker did not find are marked."""
     from PIL import Image, ImageDraw
 
-    rows = (len(clips) + 1) // 2
+    rows, scale = (len(clips) + 1) // 2, 2
     width, height, label = FRAMES * WIDTH * scale, HEIGHT * scale, 150
     sheet = Image.new("RGB", (2 * (width + label), rows * (height + 4)), (24, 26, 30))
     draw = ImageDraw.Draw(sheet)
@@ -93,7 +111,7 @@ def contact_sheet(clips: list[np.ndarray], prompts: list[str], right: list[bool]
         draw.multiline_text((x + 6, y + 8), prompt.replace(" ", "\n") + ("" if ok else "  (no)"), fill=(230, 230, 230))
         strip = (np.concatenate(list(clip), axis=1) * 255).round().astype(np.uint8)
         sheet.paste(Image.fromarray(strip).resize((width, height), Image.Resampling.NEAREST), (x + label - 50, y))
-    sheet.save(PICTURES / "contact_sheet.png")
+    sheet.save(path)
 
 
 def loss_curve(facts: dict) -> None:

@@ -122,8 +122,7 @@ def fit(
     compiled = torch.compile(net) if settings.compile else net
     log, running, step, progress, start = [], None, 0, 0.0, time.perf_counter()
     while progress < 1:
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * settings.rate_at(step, progress)
+        _set_rates(optimizers, peaks, settings.rate_at(step, progress))
         loss = _step(compiled, velocity, optimizers, source(settings.batch, generator))
         step += 1
         if not math.isfinite(loss):
@@ -131,8 +130,7 @@ def fit(
         _average(ema, net, min(AVERAGE, (1 + step) / (10 + step)))
         running = loss if running is None else 0.95 * running + 0.05 * loss
         start = time.perf_counter() if step == 1 else start
-        elapsed = time.perf_counter() - start
-        progress = settings.progress(step, elapsed)
+        progress = settings.progress(step, elapsed := time.perf_counter() - start)
         if step % 25 == 0 or progress >= 1:
             log.append({"step": step, "loss": round(running, 5), "seconds": round(elapsed, 1)})
             print(f"step {step}  loss {running:.4f}  {min(progress, 1):.0%} in {elapsed:.0f} s", flush=True)
@@ -162,6 +160,11 @@ def _optimizers(net: torch.nn.Module) -> list[torch.optim.Optimizer]:
     rest = [p for p in net.parameters() if id(p) not in chosen and p.requires_grad]
     adam = torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(matrices, lr=0.02), adam]
+
+
+def _set_rates(optimizers: list[torch.optim.Optimizer], peaks: list[float], share: float) -> None:
+    for optimizer, peak in zip(optimizers, peaks, strict=True):
+        optimizer.param_groups[0]["lr"] = peak * share
 
 
 def _step(net, velocity: Velocity, optimizers: list[torch.optim.Optimizer], batch: Batch) -> float:

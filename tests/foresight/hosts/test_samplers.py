@@ -1,0 +1,88 @@
+"""Every sampler, scheduler and guider of ComfyUI on the bundled model: as good as promised, or left alone."""
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as guiders
+import comfy_extras.nodes_perpneg as perpneg
+
+from bench import samplers
+from bench.comfy import Demo, noise_of
+from foresight import ForecastConfig
+from models.demo.prompt import embed
+
+pytestmark = pytest.mark.sweep
+HALF, ONE = ForecastConfig(threshold=0.5), ForecastConfig(threshold=1.0)
+ENOUGH = 33.0  # dB at threshold 0.5
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Demo()
+
+
+def run(demo, settings, sampler="euler", steps=20, scheduler="simple"):
+    return samplers.sample(demo, settings, sampler, steps, scheduler)
+
+
+def check(plain, ours, enough=ENOUGH):
+    """Good enough, or left alone; and what the record says of corrections is what was done."""
+    found = samplers.compare(plain, ours)
+    if found["inactive"] or found["speedup"] == 1:
+        assert torch.equal(ours.clip, plain.clip)
+    else:
+        assert found["psnr"] >= enough, found
+    assert found["uncorrected"] is None
+    return found
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_every_sampler(demo, sampler):
+    for steps, every in ((20, (HALF, ONE)), (30, (HALF,))):
+        try:
+            plain = run(demo, None, sampler, steps)
+        except Exception as error:
+            pytest.skip(f"not for this model: {error}")
+        for settings in every:
+            check(plain, run(demo, settings, sampler, steps), ENOUGH if settings is HALF else 22.0)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "res_multistep", "dpmpp_2m", "uni_pc"])
+def test_the_default_fires_and_is_hard_to_see(demo, sampler):
+    found = check(run(demo, None, sampler), run(demo, HALF, sampler), 42.0)
+    assert found["speedup"] >= 1.6
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_scheduler(demo, scheduler):
+    check(run(demo, None, scheduler=scheduler), run(demo, HALF, scheduler=scheduler))
+
+
+GUIDERS = {
+    "BasicGuider": lambda patcher, a, b, empty: guiders.BasicGuider.execute(patcher, a),
+    "CFGGuider": lambda patcher, a, b, empty: guiders.CFGGuider.execute(patcher, a, empty, 4.0),
+    "DualCFGGuider": lambda patcher, a, b, empty: guiders.DualCFGGuider.execute(
+        patcher, a, b, empty, 2.0, 2.0, "nested"
+    ),
+    "PerpNegGuider": lambda patcher, a, b, empty: perpneg.PerpNegGuider.execute(patcher, a, b, empty, 4.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_every_guider(demo, guider):
+    prompts = [[[embed([text]), {}]] for text in ("green ring moving right", "red ball moving right", "")]
+    sigmas, noise = demo.sigmas(20), noise_of(403)
+
+    def sampled(settings):
+        patcher = demo.model if settings is None else demo.apply(demo.model, settings)
+        guide = GUIDERS[guider](patcher, *prompts).args[0]
+        with torch.inference_mode():
+            latent = guide.sample(
+                noise, noise * 0, comfy.samplers.sampler_object("res_multistep"), sigmas, disable_pbar=True, seed=0
+            )
+        return samplers.Sampled(demo.decode(latent), None if settings is None else demo.newest_run())
+
+    assert check(sampled(None), sampled(HALF))["speedup"] > 1.4
