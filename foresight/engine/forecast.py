@@ -285,7 +285,7 @@ class Forecast(Policy):
         self._now, self._latent, self._arriving = self._trajectories[None], (), None
 
     def leave(self) -> Trajectory | None:
-        over = self._place is not None and self._place.position > self.steps - 1.5
+        over = None not in (self._place, self.steps) and self._place.position > self.steps - 1.5
         if not self._open_end or not over or not self._now.histories:
             return None
         self._now.hand_over(self.steps)

@@ -115,7 +115,7 @@ class Run:
         if self.stats.inactive:
             return "plain"
         place = self._schedule.place(level)
-        if place.evaluation == 0:
+        if place.evaluation <= 2:  # the first ones may show what the levels are like
             self._policy.outlook(self._schedule.outlook())
         if place.phase == "after":
             self._policy.drop()

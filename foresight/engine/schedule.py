@@ -94,6 +94,7 @@ class Schedule:
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the last three different levels
+        self._times: list[float] = []  # that are likely left at every step
 
     @property
     def is_warm(self) -> bool:
@@ -121,21 +122,40 @@ class Schedule:
     def outlook(self) -> list[Place]:
         """Where the first evaluation of every step will stand, and the end of the run, as far as that is known now.
 
-        Where the levels are unknown, the steps are taken to be even; where their number is too, it is `TYPICAL`.
+        Where the levels are unknown, the steps are taken to be even in time, under the flow shift that the first
+        levels show; where their number is too, it is `TYPICAL`.
         """
         steps = self.steps or (TYPICAL if self.steps is None else 0)
         first = self._first_step if self._levels is None else self._start or 0
         places, noisy = [], self._levels is not None and self._levels[-1] > 0
+        self._times, noise = self._likely(steps)
         for k in range(steps + 1):
             level = self._levels[k] if self._levels is not None else None
             if self._levels is not None:
                 where = self._scheduled(level)
             else:
-                where = float(k), k / max(1, steps), 1 - k / max(1, steps), 1 / max(1, steps), 1.0, 1.0
+                where = float(k), 1 - self._times[k], noise[k], noise[k] - noise[min(k + 1, steps)], 1.0, 1.0
             warming = k - first < (self.warmup or AUTO_WARMUP_MIN)
             phase = "warmup" if warming else self._part(level, k)
             places.append(Place(k, phase, None, level, *where, ends_noisy=noisy))
         return places
+
+    def _likely(self, steps: int) -> tuple[list[float], list[float]]:
+        """Time that is left, 1..0, and share of noise at every step, where only the first levels are known.
+
+        Under a flow shift, sigma / (1 - sigma) = shift t / (1 - t), with t = 1 - k d at step k. Two levels tell the
+        shift for d = 1 / steps, and three tell d as well: some schedulers come to t = 0 a step earlier.
+        """
+        d, shift = 1 / max(1, steps), 1.0
+        seen = [min(self._noise(level), 1 - 1e-6) for level in self._seen[1:]] if self._noise is not None else []
+        odds = [sigma / (1 - sigma) for sigma in seen]
+        if odds and self._first_step == 0 and steps > 2:
+            if len(odds) == 2 and odds[1] < 0.5 * odds[0]:
+                ratio = odds[1] / odds[0]
+                d = min(max((1 - 2 * ratio) / (2 - 2 * ratio), d), 1 / (steps - 1))
+            shift = max(odds[0] * d / (1 - d), 0.1)
+        times = [*(max(0.0, 1 - k * d) for k in range(steps)), 0.0]
+        return times, [shift * t / (1 + (shift - 1) * t) for t in times]
 
     @property
     def rises(self) -> bool:
@@ -185,7 +205,8 @@ class Schedule:
         """The same where the host does not tell its levels, and whether this one is the last."""
         if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
-        tau = self._position / (self.steps or TYPICAL)
+        over = int(self._position) - len(self._times)  # below 0 within what is known of the run
+        tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:
             return self._position, tau, 0.5, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
         if not self._seen or level != self._seen[-1]:
