@@ -73,7 +73,8 @@ class Forecast(Policy):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self._mu = MU * self.config.threshold**STEEPNESS
+        tape = self.resources.tape
+        self._mu = MU * self.config.threshold**STEEPNESS / (tape.amplifies if tape is not None else 1.0)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None
         self._planned: int | None = None
@@ -149,7 +150,8 @@ class Forecast(Policy):
     def must_compute(self, place: Place) -> bool:
         """Whether an evaluation that the user's settings would let go is computed all the same."""
         now, step = self._now, int(place.position + 1e-3)
-        known = now.histories and all(h.ready or h.may_hold for h in now.histories.values())
+        # where the first step is not Euler's, the sampler makes something else of an output that is given again
+        known = now.histories and all(h.ready or h.may_hold and now.euler for h in now.histories.values())
         known = known and place.evaluation > 0  # the first is computed, whatever the run before has left
         if not known or now.move.idle or now.in_a_row >= self._most_in_a_row or place.last and self.last:
             return True

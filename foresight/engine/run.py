@@ -35,7 +35,7 @@ class Run:
         inactive: Why the host knows that the method must not be used in this run, or None.
         region, noise, first_step, until, over: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
-        restartable: The host can start the sampler again, see `tape`, and the sampler does not take Euler's steps.
+        tape: For a host that can start the sampler again, where that does not take Euler's steps.
         stage: What other runs of the same video have to do with this one.
     """
 
@@ -53,7 +53,7 @@ class Run:
         until: float = 0.0,
         blended: bool = False,
         over: Callable[[float], float] | None = None,
-        restartable: bool = False,
+        tape: Tape | None = None,
         stage: Stage | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
@@ -62,7 +62,7 @@ class Run:
         self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
         self._budget, self._offload = Budget(), offload or Offload()
         blend = Blend(flow=noise is not None) if blended else None
-        self._tape = Tape() if restartable else None
+        self._tape = tape
         room = lambda size: self._budget.room(size, self._policy.need(), self._offload)  # noqa: E731
         lent = self._offload, self._fit, self.deactivate, self.lock, room, blend, self._tape, stage or Stage()
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, Resources(*lent))

@@ -57,12 +57,16 @@ class Answer:
 class Tape:
     """The evaluations of a run, in order.
 
+    Args:
+        amplifies: How much more than Euler's method the sampler makes of errors that are there in every other output.
+
     Attributes:
         broken: Why the sampler is not started again any more, or None.
         restarts: How often it was started again with better outputs.
     """
 
-    def __init__(self):
+    def __init__(self, amplifies: float = 1.0):
+        self.amplifies = amplifies
         self.broken: str | None = None
         self.restarts = 0
         self._entries: list[_Entry] = []

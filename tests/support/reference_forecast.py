@@ -12,6 +12,7 @@ import comfy.model_sampling
 import comfy.patcher_extension
 
 from foresight.engine import forecast, history, moves, plan, trajectory
+from foresight.hosts.comfyui.replay import amplification
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
@@ -31,7 +32,7 @@ class Reference:
     """
 
     def __init__(self, gamma: float):
-        self.mu, self.computed = forecast.MU * gamma**forecast.STEEPNESS, 0
+        self.gamma, self.computed = gamma, 0
 
     def __call__(self, patcher):
         patched = patcher.clone()
@@ -42,6 +43,7 @@ class Reference:
         guider = executor.class_obj
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
+        self.mu = forecast.MU * self.gamma**forecast.STEEPNESS / amplification(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.tape, self.at = [], 0  # (u, left out, what was given)
@@ -130,7 +132,7 @@ class Reference:
         u = i + max(0.0, (s[i] - sigma) / (s[i] - s[i + 1]))
         price, idle = self._move(x, sigma)
         slope = len(self.known) == 2
-        held = len(self.known) == 1 and self.holds
+        held = len(self.known) == 1 and self.holds and self.euler
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
             if self.next is None:
                 n = int(self.known[-1][0] + 1e-3)

@@ -14,6 +14,7 @@ import torch
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
 from ...engine.stages import Stage
+from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
@@ -23,7 +24,7 @@ from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily
 from .outputs import Parts, SamplerFunctions
-from .replay import Replay, takes_euler_steps
+from .replay import Replay, amplification, takes_euler_steps
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
@@ -77,7 +78,7 @@ class SamplerRun:
             inactive=_why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
-            restartable=not takes_euler_steps(sampler, denoise_mask),
+            tape=None if takes_euler_steps(sampler, denoise_mask) else Tape(amplification(sampler)),
             stage=stage,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}

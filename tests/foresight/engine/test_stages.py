@@ -6,6 +6,7 @@ import torch
 from foresight.engine import ForecastConfig, Run
 from foresight.engine.history import History
 from foresight.engine.stages import Stage
+from foresight.engine.tape import Tape
 from support.told import computes
 
 LEVELS = [1 - k / 20 for k in range(21)]
@@ -87,7 +88,7 @@ def test_the_end_is_open_only_for_who_is_told():
         _, run, plans[goes_on] = sample(X, config, line, FIRST, Stage(goes_on=goes_on, whole=20))
         assert (run.left is not None) == goes_on
     assert plans[False][-2:] == [8, 9] and not {8, 9} <= set(plans[True])
-    assert sample(X, config, line, FIRST, Stage(goes_on=True), restartable=True)[2][-1] == 9  # not Euler's steps
+    assert sample(X, config, line, FIRST, Stage(goes_on=True), tape=Tape())[2][-1] == 9  # not Euler's steps
 
 
 def test_a_run_that_has_a_debt_to_pay_is_never_inactive():

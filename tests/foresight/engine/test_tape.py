@@ -7,7 +7,7 @@ import torch
 
 from foresight.engine import ForecastConfig, Restart, Run
 from foresight.engine.history import History
-from foresight.engine.tape import OWN_NOISE
+from foresight.engine.tape import OWN_NOISE, Tape
 from support.told import computes
 
 STEPS = 12
@@ -28,7 +28,7 @@ class Host:
     """Samples with a run, and starts the sampler again when it is asked to."""
 
     def __init__(self, config, output, sampler=multistep):
-        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, restartable=True)
+        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=Tape())
         self.output, self.sampler = output, sampler
         self.starts = self.computed = 0
 
