@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import autocast
 
 from models.demo import codec, model
 from models.demo.prompt import embed
@@ -171,7 +172,7 @@ def _step(net, velocity: Velocity, optimizers: list[torch.optim.Optimizer], batc
     """One training step; its loss."""
     latents, noise, text, sigma = batch
     s = sigma[:, None, None, None, None]
-    with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=latents.is_cuda):
+    with autocast(latents.device.type, dtype=torch.bfloat16, enabled=latents.is_cuda):
         predicted = velocity(net, (1 - s) * latents + s * noise, sigma * 1000, text)
     loss = torch.nn.functional.mse_loss(predicted.float(), noise - latents)
     loss.backward()
