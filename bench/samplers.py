@@ -35,7 +35,7 @@ class Sampled:
     record: dict | None
 
 
-def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, scheduler: str = "simple"):
+def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, scheduler: str = "simple", cfg: float = CFG):
     """One run as the node KSampler does it.
 
     Raises:
@@ -47,7 +47,7 @@ def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, schedu
     patcher = demo.model if settings is None else demo.apply(demo.model, settings)
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds(*([[embed([text]), {}]] for text in (PROMPT, "")))
-    guider.set_cfg(CFG_PP if sampler.endswith("_cfg_pp") else CFG)
+    guider.set_cfg(CFG_PP if sampler.endswith("_cfg_pp") else cfg)
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps)
     noise = noise_of(SEED)
     with torch.inference_mode():

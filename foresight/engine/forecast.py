@@ -98,7 +98,9 @@ class Forecast(Policy):
 
     def outlook(self, places: Sequence[Place]) -> None:
         steps, whole = len(places) - 1, self.resources.stage.whole or len(places) - 1
-        must = [not place.may_reuse or k >= steps - self._last_steps(places) for k, place in enumerate(places[:-1])]
+        after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
+        must = [not place.may_reuse or after[k + 1] for k, place in enumerate(places[:-1])]
+        must = [must[k] or k >= steps - self._last_steps(places) for k in range(steps)]
         self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole)
         first = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps) - 1
         self._planned = first + 1 + len(self._planner.plan(max(first, 0), 1.0, self._mu))
@@ -206,7 +208,8 @@ class Forecast(Policy):
     def given(self, given: Tensors) -> None:
         if self._tape is None or self._tape.broken:
             return
-        fits, waits_on = self.resources.room((self.steps or 0) * sum(x.nbytes for x in given))
+        size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
+        fits, waits_on = self.resources.room(max((self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
             self._tape.give_up("no memory to keep the outputs of the run")
             return

@@ -63,6 +63,8 @@ class _Template:
         self.newest: Newest[live.Watcher] = Newest(node_id)  # figures only, no tensors
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+        if len(sigmas) < 2:  # no step to take, as SplitSigmas may leave it
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         guider = executor.class_obj
         video = handover.Video(self.config, guider, sampler, masked=denoise_mask is not None)
         run = SamplerRun(

@@ -48,6 +48,7 @@ class Replay:
     def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
         self._run, self._parts, self._functions = run, parts, functions
         self._inside = False  # the wrapper around the sampler; a guider of another pack may not call it
+        self._go_on: Callable[[], None] | None = None  # random numbers as they were before the last start
 
     def install(self, options: dict) -> None:
         """Put the wrappers into a clone of model options, behind and before all others."""
@@ -70,17 +71,22 @@ class Replay:
         denoise_mask=None,
         disable_pbar=False,
     ):
-        restore = _random_state(noise.device)
-        with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
-            seen, self._inside = _Progress(callback, bar), True
-            while True:
-                latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
-                given = {**extra_args, "model_options": _copied(extra_args["model_options"])}
-                args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
-                try:
-                    return executor(*args)
-                except Restart:
-                    restore()
+        begin = _random_state(noise.device)
+        self._inside = True
+        try:
+            with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
+                seen = _Progress(callback, bar)
+                while True:
+                    latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
+                    given = {**extra_args, "model_options": _copied(extra_args["model_options"])}
+                    args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
+                    try:
+                        return executor(*args)
+                    except Restart:
+                        self._go_on = _random_state(noise.device)
+                        begin()
+        finally:
+            self._inside = False
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options = model_options or {}
@@ -89,6 +95,9 @@ class Replay:
         given = self._run.answer(timestep, self._parts.split(x))
         if given is not None:
             return self._replayed(executor.class_obj, options, given, timestep, x)
+        if self._go_on is not None:  # what was answered has drawn no numbers, as patches of the model may
+            self._go_on()
+            self._go_on = None
         result = executor(x, timestep, options, seed)
         latents = (result, *self._functions.given)
         self._run.give(tuple(part for latent in latents for part in self._parts.split(latent)))

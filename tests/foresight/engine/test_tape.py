@@ -184,3 +184,15 @@ def test_no_memory_for_the_tape_is_no_end_and_other_errors_are_not_hidden(monkey
     else:
         with pytest.raises(RuntimeError, match="boom"):
             host.sample()
+
+
+def test_a_gap_never_reaches_into_what_is_computed_in_full_at_the_end():
+    """Behind end_percent nothing is mended, so the last step before it is computed."""
+    levels = [1 - k / 40 for k in range(41)]
+    run = Run(ForecastConfig(threshold=2.0, end_percent=0.6), schedule=levels, noise=lambda sigma: sigma)
+    for level in levels[:-1]:
+        run.begin_evaluation(level)
+        run.output("x", None, lambda level=level: (torch.full((1, 2), 1e-3 * level),), torch.device("cpu"))
+    kinds = [e.kind for e in run.stats.evaluations]
+    first = kinds.index("plain")
+    assert kinds[first - 1] == "full" and "reuse" in kinds

@@ -224,3 +224,29 @@ def test_cfg_plus_plus_samplers(model, runs, sampler):
     assert torch.equal(nothing, plain)
     ours = sample(model, apply_foresight(model.patcher, ForecastConfig()), sampler=sampler, cfg=1.0, steps=24)
     assert ((ours - plain).norm() / plain.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_levels_without_a_step_are_no_error(model, runs, left):
+    sampler = comfy.samplers.sampler_object("res_multistep")
+    plain = sampled(model, None, sampler, torch.tensor([left]))
+    assert torch.equal(sampled(model, MUCH[0], sampler, torch.tensor([left])), plain) and not runs
+
+
+def test_patches_that_draw_numbers_draw_others_after_a_restart(model, runs):
+    """Noise that a function of the model adds is another in each evaluation, however often the sampler is restarted."""
+    drawn = []
+
+    def add_noise(args):
+        drawn.append(torch.randn(1).item())
+        return args["denoised"]
+
+    patcher = model.patcher.clone()
+    patcher.set_model_sampler_post_cfg_function(add_noise)
+    guide = comfy.samplers.CFGGuider(apply_foresight(patcher, ForecastConfig(threshold=1.0)))
+    guide.inner_set_conds({"positive": model.text(1), "negative": model.text(2)})
+    with torch.inference_mode():
+        x = noise(*model.latent().shape, seed=5)
+        guide.sample(x, model.latent(), comfy.samplers.sampler_object("res_multistep"), levels(model, 24), seed=0)
+    (stats,) = runs
+    assert stats.restarts and len(set(drawn)) == len(drawn) == 24 - sum(e.kind == "reuse" for e in stats.evaluations)
