@@ -94,6 +94,8 @@ class Forecast(Policy):
 
     @property
     def rest(self) -> str:
+        if not self._mu:
+            return "nothing is forecast for this sampler"
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:

@@ -1,5 +1,6 @@
 """Starting a sampler again with better outputs in place of forecasts, so that nobody but the sampler notices."""
 
+import math
 from collections.abc import Callable
 
 import comfy.k_diffusion.sampling
@@ -30,7 +31,16 @@ def amplification(sampler: object) -> float:
     return _WEIGHTS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""), 1.0)
 
 
-_WEIGHTS = {"sample_lms": 160 / 24, "sample_ipndm": 160 / 24, "sample_ipndm_v": 160 / 24, "sample_deis": 44 / 12}
+_WEIGHTS = {
+    "sample_lms": 160 / 24,
+    "sample_ipndm": 160 / 24,
+    "sample_ipndm_v": 160 / 24,
+    "sample_deis": 44 / 12,
+    # they go by differences of the unguided output, of which too little is known: 26 to 29 dB where 1.4x was gained
+    "sample_dpmpp_2m_cfg_pp": math.inf,
+    "sample_res_multistep_cfg_pp": math.inf,
+    "sample_gradient_estimation_cfg_pp": math.inf,
+}
 
 
 class Replay:
