@@ -57,7 +57,8 @@ def test_more_steps_and_a_higher_threshold(demo, sampler):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "res_multistep", "dpmpp_2m", "uni_pc"])
 def test_the_default_fires_and_is_hard_to_see(demo, sampler):
-    found = check(run(demo, None, sampler), run(demo, HALF, sampler), 42.0)
+    enough = 38.0 if sampler == "uni_pc" else 42.0  # of order 3: it makes more of an early error
+    found = check(run(demo, None, sampler), run(demo, HALF, sampler), enough)
     assert found["speedup"] >= 1.6
 
 
