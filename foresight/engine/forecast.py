@@ -73,8 +73,8 @@ class Forecast(Policy):
 
     def __init__(self, *args):
         super().__init__(*args)
-        tape = self.resources.tape
-        self._mu = MU * self.config.threshold**STEEPNESS / (tape.amplifies if tape is not None else 1.0)
+        self._blend, self._tape = self.resources.blend, self.resources.tape
+        self._mu = MU * self.config.threshold**STEEPNESS / (self._tape.amplifies if self._tape is not None else 1.0)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None
         self._planned: int | None = None
@@ -83,7 +83,6 @@ class Forecast(Policy):
         self._latent: Tensors = ()
         self._arriving: torch.Tensor | None = None  # what `check` measured
         self._sums: list[float] | None = None
-        self._blend, self._tape = self.resources.blend, self.resources.tape
         stage = self.resources.stage
         self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
         self._unsettled: tuple[list[float], bool] = [], False  # measured before the blend is known
@@ -187,6 +186,8 @@ class Forecast(Policy):
             self._note(given, None, own=False)
             self._mends = False
             return given
+        if not self._computes:  # what is known is of something else, or too little
+            self.resources.compute_instead()
         result, self._mends, self._computes = compute(), known, True
         if not known:
             history = now.histories[key] = self.history(signature, holds=self._place.tau <= HOLDS_UNTIL)
@@ -213,8 +214,7 @@ class Forecast(Policy):
         size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
         fits, waits_on = self.resources.room(max((self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
-            self._tape.give_up("no memory to keep the outputs of the run")
-            return
+            return self._tape.give_up("no memory to keep the outputs of the run")
         self._tape.note(self._now, self._place.position, not self._computes, given, waits_on)
         if self._mends:
             self._tape.mend()
@@ -266,7 +266,8 @@ class Forecast(Policy):
 
     def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
         tape = self.steps or 0 if self._tape is not None else 0
-        return 4 * (4 + tape) * math.prod(latent)  # in fp32: two outputs, of the last evaluation x' and D', the tape
+        stored = 4 * (4 + tape) * math.prod(latent)  # in fp32: two outputs, of the last evaluation x' and D', the tape
+        return stored if self.resources.offload.device is None else 0
 
     def need(self) -> Need:
         """Bytes held once every output has its two points."""

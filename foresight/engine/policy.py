@@ -42,6 +42,7 @@ class Resources:
         deactivate: Ends the method for this run, with a reason for the user.
         lock: Held by the run while it begins a call; with several GPUs the calls of an evaluation run in threads.
         room: Whether that many bytes beside `Policy.need` may wait somewhere, and where (None: the model's device).
+        compute_instead: Says that an evaluation that `Policy.decide` would leave out is computed after all.
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
         tape: Where the host can start the sampler again, and corrections need it.
         stage: What other runs of the same video have to do with this one.
@@ -51,7 +52,8 @@ class Resources:
     fit: Callable[[], bool]
     deactivate: Callable[[str], None]
     lock: threading.RLock
-    room: Callable[[int], tuple[bool, torch.device | None]] = lambda size: (True, None)
+    room: Callable[[int], tuple[bool, torch.device | None]]
+    compute_instead: Callable[[], None]
     blend: Blend | None = None
     tape: Tape | None = None
     stage: Stage = field(default_factory=Stage)

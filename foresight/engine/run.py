@@ -18,6 +18,7 @@ from .stats import Evaluation, Kind, RunStats
 from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
 
+_NEVER_TWICE = "no part of the video was computed in two evaluations in a row (moving context windows, or two latents?)"
 _KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 
@@ -57,15 +58,13 @@ class Run:
         stage: Stage | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
-        self.evaluation = -1
-        self.kind: Kind = "plain"
+        self.evaluation, self.kind = -1, "plain"  # see `Kind`
         self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
-        self._budget, self._offload = Budget(), offload or Offload()
+        self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(flow=noise is not None) if blended else None
-        self._tape = tape
-        room = lambda size: self._budget.room(size, self._policy.need(), self._offload)  # noqa: E731
-        lent = self._offload, self._fit, self.deactivate, self.lock, room, blend, self._tape, stage or Stage()
-        self._policy: Policy = policy_of(config)(config, self._schedule.steps, Resources(*lent))
+        asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
+        lent = Resources(self._offload, *asks, blend, tape, stage or Stage())
+        self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
@@ -86,8 +85,8 @@ class Run:
     @property
     def most_reuse(self) -> int | None:
         """How many steps can be left out at the most, by schedule; None if the host does not say how many there are."""
-        steps, warmup = self._schedule.steps, self._schedule.warmup
-        return None if steps is None else self._policy.most_reuse(steps, warmup)
+        steps = self._schedule.steps
+        return None if steps is None else self._policy.most_reuse(steps, self._schedule.warmup)
 
     @property
     def may_restart(self) -> bool:
@@ -115,7 +114,7 @@ class Run:
         if self.stats.inactive:
             return "plain"
         place = self._schedule.place(level)
-        if place.evaluation <= 2:  # the first ones may show what the levels are like
+        if self._schedule.has_news:
             self._policy.outlook(self._schedule.outlook())
         if place.phase == "after":
             self._policy.drop()
@@ -175,6 +174,7 @@ class Run:
                 raise
             self._tape.give_up("out of memory while keeping the outputs of the run")
         finally:
+            self.note_bytes()
             self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
@@ -189,8 +189,7 @@ class Run:
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
         """Fill in the record: these block calls were computed, or (None) those of last time were left out."""
         if calls is None:
-            self.stats.evaluations[-1].repeat(self._calls.get(key, []))
-            return
+            return self.stats.evaluations[-1].repeat(self._calls.get(key, []))
         self._calls[key] = calls
         if self.kind != "warmup":
             self.stats.evaluations[-1].note_ratio(self._decision.ratio)
@@ -228,10 +227,7 @@ class Run:
             self.read_back(None)
             self._closed, self.kind = True, "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
-                self.stats.inactive = (
-                    "no part of the video was computed in two evaluations in a row "
-                    "(moving context windows, or two latents in turn?)"
-                )
+                self.stats.inactive = _NEVER_TWICE
             self.left = None if self.stats.inactive else self._policy.leave()
             self._policy.drop()
         return self.stats
@@ -253,8 +249,7 @@ class Run:
         if self._began is not None:  # the read has waited for the device, so the time is that of the work
             self.stats.evaluations[-1].seconds = time.perf_counter() - self._began
             self._began = None
-        if on_device:
-            level = values.pop()
+        level = values.pop() if on_device else level
         self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
         return level
 
@@ -265,28 +260,33 @@ class Run:
         return 0 if self.stats.inactive else self._policy.planned_bytes(latent, hidden, blocks, streams)
 
     def set_budget(self, device: int | None, ram: int | None) -> None:
-        """Most bytes for stored tensors on the model's device and in RAM, None for no limit; checked at once.
-
-        Stored tensors move to RAM (unless the host said they must not) before the run becomes inactive.
-        """
+        """Most bytes for stored tensors on the model's device and in RAM, None for no limit; checked at once."""
         self._budget = Budget(device, ram)
         if not self.stats.inactive:
             self._fit()
 
     @outside_graphs()
     def _fit(self) -> bool:
-        """Choose where stored tensors wait, so that they fit; if they don't fit anywhere, become inactive."""
+        """Choose where stored tensors wait: RAM, if the host lets them, before the run becomes inactive."""
         reason = self._budget.place(self._policy.need(), self._offload)
         self.stats.in_ram |= reason is None and self._offload.device is not None
         if reason is not None:
             self.deactivate(reason)
         return reason is None
 
+    def _room(self, size: int) -> tuple[bool, torch.device | None]:
+        fits, where = self._budget.room(size, self._policy.need(), self._offload)
+        self.stats.in_ram |= fits and where is not None
+        return fits, where
+
+    def _compute_instead(self) -> None:
+        """The evaluation under way was to be left out, and is computed after all."""
+        self.kind = self.stats.evaluations[-1].kind = "full"
+
     @outside_graphs()
     def deactivate(self, reason: str) -> None:
         """Compute everything from here on and give all memory back."""
-        self.stats.inactive = reason
-        self.kind = "plain"
+        self.stats.inactive, self.kind = reason, "plain"
         self._policy.drop()
 
     @property

@@ -158,6 +158,13 @@ class Schedule:
         return times, [shift * t / (1 + (shift - 1) * t) for t in times]
 
     @property
+    def has_news(self) -> bool:
+        """Whether the newest evaluation has shown something that changes the outlook."""
+        if self._levels is not None:
+            return self._evaluation == 0 and self._start > 0
+        return 0 < self._evaluation <= 2
+
+    @property
     def rises(self) -> bool:
         """Whether the levels rise anywhere: that is no denoising, so that nothing here holds."""
         return any(b > a * (1 + 1e-4) for a, b in zip(self._levels or (), (self._levels or ())[1:], strict=False))

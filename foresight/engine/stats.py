@@ -168,7 +168,7 @@ class RunStats:
         line = (
             f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), "
             f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
-            f"held {format_bytes(self.peak_bytes)}{' (hidden states in RAM)' if self.in_ram else ''}"
+            f"held {format_bytes(self.peak_bytes)}{' (partly in RAM)' if self.in_ram else ''}"
         )
         if self.planned is not None:
             line += f", plan: {self.plan}, it became {self.computed_in_full} of {len(self.evaluations)} evaluations"

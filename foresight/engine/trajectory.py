@@ -7,7 +7,7 @@ from .history import History
 from .moves import Move, Track
 from .plan import curvature
 
-NEWEST = 0.5  # share of the newest measurement in what is expected of the next
+NEWEST = 0.35  # share of the newest measurement in what is expected of the next
 HARDER = 2.0  # power of the scale: where outputs bend more, the rest of a run also makes more of an error
 MOST = 32.0  # no measurement counts for more than this factor, up or down
 HELD = 0.1  # error of the first output when it is given again, up to which nothing is unusual

@@ -1,5 +1,6 @@
 """Starting a sampler again with better outputs in place of forecasts, so that nobody but the sampler notices."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -17,8 +18,8 @@ WrappersMP = comfy.patcher_extension.WrappersMP
 
 def takes_euler_steps(sampler: object, denoise_mask: torch.Tensor | None) -> bool:
     """Whether forecasts can be paid back to a sampler without starting it again."""
-    function, options = getattr(sampler, "sampler_function", None), getattr(sampler, "extra_options", {})
-    euler = function is comfy.k_diffusion.sampling.sample_euler and not options.get("s_churn")
+    options, function = getattr(sampler, "extra_options", {}), _function_of(sampler)
+    euler = function is inspect.unwrap(comfy.k_diffusion.sampling.sample_euler) and not options.get("s_churn")
     return euler and denoise_mask is None  # with a mask, the model's latent is not the sampler's
 
 
@@ -28,7 +29,13 @@ def amplification(sampler: object) -> float:
     It is the sum of the absolute weights of the outputs in one step: (55 + 59 + 37 + 9) / 24 for four of them, by Adams
     and Bashforth.
     """
-    return _WEIGHTS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""), 1.0)
+    return _WEIGHTS.get(getattr(_function_of(sampler), "__name__", ""), 1.0)
+
+
+def _function_of(sampler: object) -> Callable | None:
+    """What is inside of a decorator that only watches; `moves` would find one that changes the steps."""
+    function = getattr(sampler, "sampler_function", None)
+    return inspect.unwrap(function) if callable(function) else None
 
 
 _WEIGHTS = {

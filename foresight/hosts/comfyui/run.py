@@ -127,8 +127,8 @@ class SamplerRun:
         need = memory.planned_bytes(self._run, model, family, len(stack), shape, conds, self._cfg)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
         if not self._run.stats.inactive:
-            held = f"about {format_bytes(need)} will be held"
-            held = held if need else "the memory held is known after the first evaluation"
+            held = f"about {format_bytes(need)} will be held" if need else "the memory held is known later"
+            held = "what is stored waits in RAM" if self._config.cache_device == "cpu" else held
             plan = f"at most {self._run.most_reuse} of {self._steps} steps can be reused"
             if self.stats.planned is not None:
                 plan = f"plan: {self.stats.plan}"
@@ -144,7 +144,8 @@ class SamplerRun:
         options, parts = model_options or {}, self._parts.split(x)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
-            self._run.set_budget(*memory.budget(self._config, x.device, after_first, self._run.held_bytes))
+            held = 0 if self.stats.in_ram else self._run.held_bytes
+            self._run.set_budget(*memory.budget(self._config, x.device, after_first, held))
         trajectory = trajectory_of(options) + self._numbers.of(options, self._level)
         self._run.begin_evaluation(timestep, parts, trajectory)
         if self._watch is not None:
@@ -154,14 +155,15 @@ class SamplerRun:
             return executor(x, timestep, options, seed)
         guider = executor.class_obj
         functions = self._functions.among(options, guider)
-        computed, seen = [], self._functions.watched(options, guider) if functions else options
+        computed, made, seen = [], [], self._functions.watched(options, guider) if functions else options
 
         def compute() -> Tensors:
             computed.append(executor(x, timestep, seen, seed))
             latents = self._functions.take() if functions else (computed[0],)
             if not latents:
                 self._run.deactivate("the guider does not call the functions that the sampler brings")
-            return tuple(part for latent in latents or computed for part in self._parts.split(latent))
+            made[:] = [part for latent in latents or computed for part in self._parts.split(latent)]
+            return tuple(made)
 
         # behind the guider there is one output, whatever the conds, windows and passes
         changing = (
@@ -171,7 +173,7 @@ class SamplerRun:
         )
         signature = x.shape, x.dtype, x.device, len(functions), *changing
         outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
-        if functions and computed:
+        if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]

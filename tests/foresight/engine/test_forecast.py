@@ -93,7 +93,7 @@ def test_what_a_parabola_bends_is_measured(monkeypatch):
     taus = [0.05 * (1 + 2) / 2, 0.05 * (2 + 5) / 2, 0.05 * (5 + 9) / 2]  # in the middle of what a forecast spanned
     expected = 0.0
     for tau in taus:
-        expected += (math.log(0.2 / curvature(tau)) - expected) / 2
+        expected += (math.log(0.2 / curvature(tau)) - expected) * 0.35
     assert watched[-1]._bent == pytest.approx(expected, rel=1e-3)
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from foresight.engine import ForecastConfig, Restart, Run
+from foresight.engine import ForecastConfig, Offload, Restart, Run
 from foresight.engine.history import History
 from foresight.engine.tape import OWN_NOISE, Tape
 from support.told import computes
@@ -27,8 +27,8 @@ def multistep(model, x, levels):
 class Host:
     """Samples with a run, and starts the sampler again when it is asked to."""
 
-    def __init__(self, config, output, sampler=multistep):
-        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=Tape())
+    def __init__(self, config, output, sampler=multistep, offload=None):
+        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=Tape(), offload=offload)
         self.output, self.sampler = output, sampler
         self.starts = self.computed = 0
 
@@ -196,3 +196,17 @@ def test_a_gap_never_reaches_into_what_is_computed_in_full_at_the_end():
     kinds = [e.kind for e in run.stats.evaluations]
     first = kinds.index("plain")
     assert kinds[first - 1] == "full" and "reuse" in kinds
+
+
+def test_what_the_tape_holds_is_counted_and_said_to_be_in_ram_where_it_is():
+    host = Host(computes(COMPUTED), curve, offload=Offload(fallback=torch.device("cpu")))
+    host.run.set_budget(5 * 16, 10**6)  # two outputs, x' and D' have room on the device, twelve outputs have not
+    host.sample()
+    assert host.run.stats.restarts == 3 and host.run.stats.uncorrected is None
+    assert host.run.stats.in_ram and host.run.stats.peak_bytes >= STEPS * 16 + 2 * 16
+
+
+def test_nothing_is_planned_on_the_device_for_what_waits_in_ram():
+    for offload, on_device in ((None, 4 * (4 + STEPS) * 8), (Offload(torch.device("cpu")), 0)):
+        host = Host(computes(COMPUTED), curve, offload=offload)
+        assert host.run.planned_bytes((1, 8), (), 4, 2) == on_device

@@ -19,6 +19,16 @@ def models():
 
 
 @pytest.fixture
+def nothing_compiled():
+    """The compiler knows nothing of other tests, and they nothing of this one."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def runs(monkeypatch):
     """The RunStats of every run in ComfyUI, in order."""
     from foresight.hosts.comfyui import live

@@ -18,29 +18,14 @@ from foresight.hosts import blocks
 from foresight.hosts.comfyui import apply_foresight
 from support import comfy_models
 from support.comfy_models import sample
+from support.graphs import Graphs
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 MUCH = PaperConfig(threshold=2.0, warmup_steps=3, reuse_interval=3, sample_rows=0)
 CONFIGS = {"plain": None, "forecast": ForecastConfig(threshold=1.0), "paper": MUCH}
 WHOLE = ["diffusion_model"]
 BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(4)]
-
-
-class Graphs:
-    """A backend that runs each graph as it is and counts them."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, graph, inputs):
-        self.count += 1
-        return graph.forward
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")

@@ -12,28 +12,13 @@ from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight
 from support.diffusers_models import seeded
 from support.diffusers_transformers import wan
+from support.graphs import Graphs
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 FORECAST = ForecastConfig(threshold=1.0)
 PAPER = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 STEPS = 16
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Graphs:
-    """A backend that runs each graph as it is and counts them."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, graph, inputs):
-        self.count += 1
-        return graph.forward
 
 
 def sample(transformer, text=1):

@@ -117,7 +117,7 @@ def test_a_cond_that_begins_in_mid_run_is_never_forecast_across(models, runs):
     after = next(i for i, sigma in enumerate(sigmas) if sigma < change)
     assert any(e.kind == "reuse" for e in stats.evaluations[:after])
     for e in stats.evaluations[after : after + 2]:  # a value and a slope
-        assert sum(e.computed) and not sum(e.reused)
+        assert sum(e.computed) and not sum(e.reused) and e.kind == "full"  # though the plan would leave one out
 
 
 def test_what_is_active_is_told_apart():

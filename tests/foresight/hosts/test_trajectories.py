@@ -1,15 +1,20 @@
 """Samplers that do not go down one way, step by step: what is believed free must not exist."""
 
+import functools
+
 import pytest
 import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy.k_diffusion.sampling
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.samplers
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts.comfyui.replay import takes_euler_steps
 from support.comfy_models import noise
 
 NOTHING = [ForecastConfig(threshold=1e-12), PaperConfig(threshold=1e-12)]
@@ -250,3 +255,38 @@ def test_patches_that_draw_numbers_draw_others_after_a_restart(model, runs):
         guide.sample(x, model.latent(), comfy.samplers.sampler_object("res_multistep"), levels(model, 24), seed=0)
     (stats,) = runs
     assert stats.restarts and len(set(drawn)) == len(drawn) == 24 - sum(e.kind == "reuse" for e in stats.evaluations)
+
+
+def test_a_function_that_another_pack_adds_takes_no_payback_away(model, runs):
+    """It gets what the sampler gets, in every evaluation, and Euler's debt is paid all the same."""
+
+    def watching(patcher):
+        def add(executor, guider, sigmas, extra_args, *args, **kwargs):
+            options = comfy.model_patcher.set_model_options_post_cfg_function(
+                extra_args["model_options"], lambda args: args["denoised"]
+            )
+            return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+        patched = patcher.clone()
+        patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, "other", add)
+        return patched
+
+    from support.comfy_models import sample
+
+    alone = sample(model, apply_foresight(model.patcher, MUCH[0]), steps=24)
+    watched = sample(model, apply_foresight(watching(model.patcher), MUCH[0]), steps=24)
+    assert runs[0].reused == runs[1].reused > 0
+    torch.testing.assert_close(watched, alone)
+
+
+def test_a_sampler_that_is_only_watched_is_the_one_inside():
+    euler = comfy.k_diffusion.sampling.sample_euler
+
+    @functools.wraps(euler)
+    def watched(*args, **kwargs):
+        return euler(*args, **kwargs)
+
+    assert takes_euler_steps(comfy.samplers.KSAMPLER(watched), None)
+    assert not takes_euler_steps(comfy.samplers.KSAMPLER(lambda *args: euler(*args)), None)
+    assert not takes_euler_steps(comfy.samplers.KSAMPLER(watched, {"s_churn": 0.1}), None)
+    assert not takes_euler_steps(comfy.samplers.KSAMPLER(watched), torch.ones(1))

@@ -459,7 +459,7 @@ def test_over_the_device_budget_hidden_states_wait_in_ram():
     assert stats.inactive == (
         "the stored features of 2 streams need 0.0 MiB beside 0.0 MiB in RAM, the budgets are 0.0 MiB and 0.0 MiB"
     )
-    assert stats.reused and "(hidden states in RAM)" in stats.summary()
+    assert stats.reused and "(partly in RAM)" in stats.summary()
 
 
 def test_streams_that_come_and_go_do_not_pile_up():
