@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "scikit-image",
     "tqdm",
     "pytest==9.*",
+    "pytest-xdist==3.*",
     "ruff==0.14.*",
     "jsonschema",
     "playwright",  # drives a Chromium that is there; brings none
@@ -38,6 +39,9 @@ REQUIREMENTS = [
     "comfy-test",  # checks a pack as a server and a browser load it
     "cache-dit==1.5.3",  # for the benchmarks
 ]
+
+# files run side by side, a file's tests in one process; from the slow ones of tests/bench and tests/browser on
+TEST_OPTIONS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def comfyui_path() -> Path | None:
@@ -96,7 +100,10 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"Setting up the environment failed: {error}", file=sys.stderr)
         return 1
-    module = ["tools.demo.run"] if args.command == "demo" else ["pytest"]
+    module = ["tools.demo.run"]
+    if args.command == "test":
+        module = ["pytest", *TEST_OPTIONS]
+        env.setdefault("OMP_NUM_THREADS", "1")  # threads of one process, so that the processes do not fight for cores
     return subprocess.run([python, "-m", *module, *rest], cwd=ROOT, env=env).returncode
 
 

@@ -16,7 +16,7 @@ from models.demo.prompt import embed
 
 pytestmark = pytest.mark.sweep
 HALF, ONE = ForecastConfig(threshold=0.5), ForecastConfig(threshold=1.0)
-ENOUGH = 33.0  # dB at threshold 0.5
+ENOUGH = 32.0  # dB at threshold 0.5, for the guiders with three conds, which make most of an early error
 
 
 @pytest.fixture(scope="module")
