@@ -12,6 +12,7 @@ from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
 from .counted import Counted
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
+from .possible import most_reuse, why_nothing
 from .schedule import Phase, Schedule
 from .stages import Stage
 from .stats import Evaluation, Kind, RunStats
@@ -70,23 +71,14 @@ class Run:
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
         self._closed, self.left = False, None
-        inactive = config.off_reason or inactive or self._why_never()
+        inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
         self.stats.planned = None if inactive or first_step else self._policy.planned
-
-    def _why_never(self) -> str | None:
-        reason, steps, warmup = self._policy.why_never(), self._schedule.steps, self._schedule.warmup
-        if self._schedule.rises:
-            return "noise levels rise in this run (unsampling or a restart)"
-        if reason is None and self.most_reuse == 0 and self._policy.resources.stage.before is None:
-            reason = f"at most 0 of {steps} steps can be reused: {warmup} are warmup, and {self._policy.rest}"
-        return reason
 
     @property
     def most_reuse(self) -> int | None:
         """How many steps can be left out at the most, by schedule; None if the host does not say how many there are."""
-        steps = self._schedule.steps
-        return None if steps is None else self._policy.most_reuse(steps, self._schedule.warmup)
+        return most_reuse(self._policy, self._schedule)
 
     @property
     def may_restart(self) -> bool:
