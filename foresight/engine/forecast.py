@@ -45,7 +45,6 @@ MU = 0.033  # error in the latent that computing a step has to save at gamma = 1
 STEEPNESS = 1.25  # mu grows with this power of gamma
 MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
 HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given again before there is a slope
-GUIDED = 4.0  # where only the errors of conds are known, that of the guided output is taken to be this much larger
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Forecast(Policy):
         self._mu = MU * self.config.threshold**STEEPNESS / (self._tape.amplifies if self._tape is not None else 1.0)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None
-        self._planned: int | None = None
+        self._plan: list[int] = []
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
@@ -85,7 +84,7 @@ class Forecast(Policy):
         self._sums: list[float] | None = None
         stage = self.resources.stage
         self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
-        self._unsettled: tuple[list[float], bool] = [], False  # measured before the blend is known
+        self._unsettled: tuple[list[float], bool, Evaluation | None] = [], False, None  # until the blend is known
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -104,14 +103,14 @@ class Forecast(Policy):
         must = [must[k] or k >= steps - self._last_steps(places) for k in range(steps)]
         self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole)
         first = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps) - 1
-        self._planned = first + 1 + len(self._planner.plan(max(first, 0), 1.0, self._mu))
+        self._plan = [*range(first + 1), *self._planner.plan(max(first, 0), 1.0, self._mu)]
 
     @property
-    def planned(self) -> int | None:
-        return None if self.steps is None else self._planned
+    def planned(self) -> Sequence[int] | None:
+        return None if self.steps is None else self._plan
 
     def most_reuse(self, steps: int, warmup: int) -> int:
-        return max(0, steps - (self._planned or 0))
+        return max(0, steps - len(self._plan))
 
     def _last_steps(self, places: Sequence[Place]) -> int:
         """How many of the last steps are always computed."""
@@ -148,7 +147,7 @@ class Forecast(Policy):
         self._pays = self._tape is None and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
-        return Decision(self._computes, self._ratio(place))
+        return Decision(self._computes, self._ratio(place), now.expected(place.tau))
 
     def must_compute(self, place: Place) -> bool:
         """Whether an evaluation that the user's settings would let go is computed all the same."""
@@ -245,20 +244,20 @@ class Forecast(Policy):
             for history in measured:
                 history.error = None
             if errors and self._blend is not None:
-                self._unsettled = errors, sloped
+                self._unsettled = errors, sloped, evaluation
             elif errors:
                 trajectory.learn(errors, sloped)
+                evaluation.missed = max(errors)
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
     def _learn_of_blend(self, place: Place) -> None:
         """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
-        (errors, sloped), self._unsettled = self._unsettled, ([], False)
+        (errors, sloped, evaluation), self._unsettled = self._unsettled, ([], False, None)
         self._now.euler &= self._sums is not None  # what was not seen is not paid back
         if errors and self._now.histories:
-            unknown = self._sums is None or self._blend.error is None
-            guided = max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
-            self._now.learn([guided], sloped)
+            evaluation.missed = self._blend.guided(errors)
+            self._now.learn([evaluation.missed], sloped)
         self._blend.begin(place.level, self._latent, self.resources.offload.device)
         self._latent = ()
 
@@ -284,7 +283,7 @@ class Forecast(Policy):
         return beside + sum(trajectory.nbytes for trajectory in self._trajectories.values())
 
     def drop(self) -> None:
-        self._unsettled = [], False
+        self._unsettled = [], False, None
         if self._blend is not None:
             self._blend.begin(None, (), None)
         if self._tape is not None:

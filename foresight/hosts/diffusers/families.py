@@ -1,10 +1,14 @@
-"""The models of diffusers whose blocks are known, one record each."""
+"""The models of diffusers whose blocks are known, one record each, and what is taken of all others."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from ...engine import Config
 from ...engine.tensors import Tensors
-from ..blocks import Family, Section
+from ..blocks import Family, Section, UnsupportedModel, class_name, family_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class DiffusersFamily(Family):
     latents: tuple[str, ...] = ("hidden_states", "audio_hidden_states")
     flow: bool = True
     rises: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether more is known of it than what its forward's arguments say."""
+        return bool(self.sections) or self.flow
 
 
 def _frames_to_tokens(base: Tensors, inputs: Tensors, kwargs: Mapping) -> Tensors:
@@ -109,3 +118,37 @@ FAMILIES = (
         "MiniMax H3", _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel", _TRANSFORMER_BLOCKS, batch_dim=None
     ),
 )
+
+# flow models of images, whose timestep is the share of noise: a method that leaves blocks alone needs to know no more
+FLOW = tuple(
+    _D + name
+    for name in (
+        "transformer_flux.FluxTransformer2DModel",
+        "transformer_qwenimage.QwenImageTransformer2DModel",
+        "transformer_sd3.SD3Transformer2DModel",
+    )
+)
+_LATENTS = ("hidden_states", "sample")  # what models of diffusers call the sampler's latent
+
+
+def family_for(model: torch.nn.Module, config: Config) -> DiffusersFamily:
+    """The record of a model, or for a method that leaves blocks alone what its forward's arguments say.
+
+    Raises:
+        UnsupportedModel: the method needs the blocks and there is no record; or the forward has no latent or timestep.
+    """
+    try:
+        return family_of(model, FAMILIES, advice="Use ForecastConfig, which takes every model.")
+    except UnsupportedModel:
+        if config.by_block:
+            raise
+    arguments = list(inspect.signature(type(model).forward).parameters)
+    latents = tuple(name for name in _LATENTS if name in arguments)
+    if "timestep" not in arguments or not latents:
+        raise UnsupportedModel(
+            f"Foresight does not know what to forecast of {type(model).__name__}: its forward needs an argument "
+            f"timestep and one of {', '.join(_LATENTS)}, it has {', '.join(arguments[1:])}. "
+            "Leave Foresight off this model."
+        )
+    name = class_name(model)
+    return DiffusersFamily(type(model).__name__, name, (), latents=latents[:1], flow=name in FLOW)
