@@ -125,8 +125,7 @@ class Run:
             device: Where the output belongs.
             unit: From an output to tensors whose rms its errors are measured in.
         """
-        row = self.stats.evaluations[-1]
-        counted, before = Counted(compute, row, self._by_block), sum(row.reused)
+        counted = Counted(compute, self.stats.evaluations[-1], self._by_block)
         if self.kind == "plain":
             return counted()
         try:
@@ -139,7 +138,7 @@ class Run:
             self._policy.drop()
             return counted() if counted.calls is None else counted.result
         self._note_calls(key, counted.calls)
-        if sum(row.reused) > before:
+        if self.kind == "reuse" and (self._by_block or counted.calls is None):
             self._validation.compare(given, compute, unit, device)
         self.note_bytes()
         self._fit()
