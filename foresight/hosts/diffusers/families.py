@@ -19,13 +19,14 @@ class DiffusersFamily(Family):
         timestep: Argument of the model that says the noise level.
         latents: Arguments that are what the sampler works on, in the order of the results that are for them.
         flow: It is a flow model whose timestep is the share of noise, times 1000 as a rule, and gives a velocity.
-        rises: Its timestep is the share of what is not noise, and its velocity goes the other way.
+        rises: Where its timestep is the share of what is not noise, so that its velocity goes the other way: what it is
+            when no noise is left; else 0.
     """
 
     timestep: str = "timestep"
     latents: tuple[str, ...] = ("hidden_states", "audio_hidden_states")
     flow: bool = True
-    rises: bool = False
+    rises: float = 0.0
 
     @property
     def known(self) -> bool:
@@ -69,7 +70,7 @@ FAMILIES = (
         flow=False,
     ),
     DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS, flow=False),
-    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=True),
+    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=1000.0),
     DiffusersFamily("HunyuanVideo", _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel", _DOUBLE_SINGLE),
     DiffusersFamily(
         "HunyuanVideo 1.5", _D + "transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel", _TWO_STREAMS
@@ -119,16 +120,16 @@ FAMILIES = (
     ),
 )
 
-# flow models of images, whose timestep is the share of noise: a method that leaves blocks alone needs to know no more
-FLOW = tuple(
-    _D + name
-    for name in (
-        "transformer_flux.FluxTransformer2DModel",
-        "transformer_qwenimage.QwenImageTransformer2DModel",
-        "transformer_sd3.SD3Transformer2DModel",
-    )
-)
-_LATENTS = ("hidden_states", "sample")  # what models of diffusers call the sampler's latent
+# flow models of images, with their `rises`: a method that leaves blocks alone needs to know no more
+FLOW = {
+    _D + "transformer_flux.FluxTransformer2DModel": 0.0,
+    _D + "transformer_qwenimage.QwenImageTransformer2DModel": 0.0,
+    _D + "transformer_sd3.SD3Transformer2DModel": 0.0,
+    _D + "transformer_z_image.ZImageTransformer2DModel": 1.0,
+    _D + "transformer_lumina2.Lumina2Transformer2DModel": 1.0,
+}
+_LATENTS = ("hidden_states", "sample", "x")  # what models of diffusers call the latent that comes in
+_TIMES = ("timestep", "timesteps", "t", "timestep_ratio")  # and the noise level
 
 
 def family_for(model: torch.nn.Module, config: Config) -> DiffusersFamily:
@@ -142,13 +143,14 @@ def family_for(model: torch.nn.Module, config: Config) -> DiffusersFamily:
     except UnsupportedModel:
         if config.by_block:
             raise
-    arguments = list(inspect.signature(type(model).forward).parameters)
-    latents = tuple(name for name in _LATENTS if name in arguments)
-    if "timestep" not in arguments or not latents:
+    arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+    latents, times = ([name for name in names if name in arguments] for names in (_LATENTS, _TIMES))
+    if not latents or not times:
         raise UnsupportedModel(
-            f"Foresight does not know what to forecast of {type(model).__name__}: its forward needs an argument "
-            f"timestep and one of {', '.join(_LATENTS)}, it has {', '.join(arguments[1:])}. "
+            f"Foresight does not know what to forecast of {type(model).__name__}: its forward needs one of "
+            f"{', '.join(_LATENTS)} and one of {', '.join(_TIMES)}, it has {', '.join(arguments)}. "
             "Leave Foresight off this model."
         )
-    name = class_name(model)
-    return DiffusersFamily(type(model).__name__, name, (), latents=latents[:1], flow=name in FLOW)
+    name, arguments = class_name(model), {"timestep": times[0], "latents": (latents[0],)}
+    flow = {"flow": name in FLOW, "rises": FLOW.get(name, 0.0)}
+    return DiffusersFamily(type(model).__name__, name, (), **arguments, **flow)

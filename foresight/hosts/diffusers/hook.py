@@ -44,7 +44,6 @@ class ForesightHook(ModelHook):
         self._stats: RunStats | None = None
         self._ended: float | None = None  # share of noise where the last run left off for another transformer
         self._context = None  # of the newest call
-        self._rises, self._top = False, 1000.0  # timesteps are the share of what is not noise, up to this
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -61,7 +60,7 @@ class ForesightHook(ModelHook):
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         self._family = family_for(module, self._config)
-        self._rises = self._family.rises
+        self._rises, self._top = self._family.rises > 0, self._family.rises
         self._stack = self._family.stack(module) if self._config.by_block else []
         self._signature = inspect.signature(type(module).forward)
         return module

@@ -209,7 +209,9 @@ def test_an_unsupported_model_is_refused_by_name():
     text = str(error.value)
     assert "Identity" in text and all(family.name in text for family in families.FAMILIES)
     assert "Use ForecastConfig" in text
-    with pytest.raises(blocks.UnsupportedModel, match="needs an argument timestep and one of hidden_states, sample"):
+    with pytest.raises(
+        blocks.UnsupportedModel, match="needs one of hidden_states, sample, x and one of timestep, .* it has input"
+    ):
         apply_foresight(torch.nn.Identity())
 
 
