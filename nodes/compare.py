@@ -17,7 +17,6 @@ class ForesightCompare(io.ComfyNode):
             description="How close an accelerated video is to the plain one of the same seed: PSNR and SSIM of every "
             "frame, both side by side, their difference, and the worst frame.",
             search_aliases=["psnr", "ssim", "quality", "difference", "side by side", "A/B"],
-            is_experimental=True,
             is_output_node=True,
             inputs=[
                 io.Image.Input("plain", tooltip="Frames of the video without reuse."),

@@ -99,8 +99,7 @@ def apply_foresight(
 
     Raises:
         ImportError: diffusers is older than 0.42.
-        UnsupportedModel: the method looks at blocks, and the class of `transformer` has no record; or its forward has
-            neither latent nor timestep.
+        UnsupportedModel: the method looks at blocks and this class has no record; or it has no latent or timestep.
     """
     transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
     config = config or ForecastConfig()
