@@ -13,6 +13,7 @@ from .config import Config
 from .counted import Counted
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .possible import most_reuse, why_nothing
+from .restarts import Restarts
 from .schedule import Phase, Schedule
 from .stages import Stage
 from .stats import Evaluation, Kind, RunStats
@@ -23,7 +24,7 @@ _NEVER_TWICE = "no part of the video was computed in two evaluations in a row (m
 _KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 
-class Run:
+class Run(Restarts):
     """One sampler run. What is left out, and how, its policy decides; which policy that is, the type of `config` says.
 
     The host calls `begin_evaluation` once per evaluation, `output` in place of whatever gives the sampler its output,
@@ -79,11 +80,6 @@ class Run:
     def most_reuse(self) -> int | None:
         """How many steps can be left out at the most, by schedule; None if the host does not say how many there are."""
         return most_reuse(self._policy, self._schedule)
-
-    @property
-    def may_restart(self) -> bool:
-        """Whether the sampler may be started again in this run."""
-        return self._tape is not None and self._policy.replays and not self.stats.inactive
 
     # ---- what the host calls
 
@@ -150,32 +146,6 @@ class Run:
         self.note_bytes()
         self._fit()
         return given
-
-    def give(self, given: Tensors) -> None:
-        """Be told what the sampler gets in this evaluation in the end; for hosts that can start it again.
-
-        Raises:
-            Restart: it should be started again.
-        """
-        if self.stats.inactive or self.kind == "plain":
-            return
-        try:
-            self._policy.given(given)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._tape.give_up("out of memory while keeping the outputs of the run")
-        finally:
-            self.note_bytes()
-            self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
-
-    def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
-        """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.
-
-        Raises:
-            Restart: the sampler should be started again, to check it.
-        """
-        return None if self.stats.inactive else self._policy.answer(level, latent)
 
     @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
