@@ -11,6 +11,7 @@ from .budget import Budget, Offload
 from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
 from .counted import Counted
+from .holding import Holding
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .possible import most_reuse, why_nothing
 from .restarts import Restarts
@@ -24,7 +25,7 @@ _NEVER_TWICE = "no part of the video was computed in two evaluations in a row (m
 _KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 
-class Run(Restarts):
+class Run(Restarts, Holding):
     """One sampler run. What is left out, and how, its policy decides; which policy that is, the type of `config` says.
 
     The host calls `begin_evaluation` once per evaluation, `output` in place of whatever gives the sampler its output,
@@ -215,31 +216,7 @@ class Run(Restarts):
         self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
         return level
 
-    # ---- budget and record
-
-    def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
-        """About what will be held on the model's device, see `Policy.planned_bytes`; 0 for an inactive run."""
-        return 0 if self.stats.inactive else self._policy.planned_bytes(latent, hidden, blocks, streams)
-
-    def set_budget(self, device: int | None, ram: int | None) -> None:
-        """Most bytes for stored tensors on the model's device and in RAM, None for no limit; checked at once."""
-        self._budget = Budget(device, ram)
-        if not self.stats.inactive:
-            self._fit()
-
-    @outside_graphs()
-    def _fit(self) -> bool:
-        """Choose where stored tensors wait: RAM, if the host lets them, before the run becomes inactive."""
-        reason = self._budget.place(self._policy.need(), self._offload)
-        self.stats.in_ram |= reason is None and self._offload.device is not None
-        if reason is not None:
-            self.deactivate(reason)
-        return reason is None
-
-    def _room(self, size: int) -> tuple[bool, torch.device | None]:
-        fits, where = self._budget.room(size, self._policy.need(), self._offload)
-        self.stats.in_ram |= fits and where is not None
-        return fits, where
+    # ---- record
 
     def _compute_instead(self) -> None:
         """The evaluation under way was to be left out, and is computed after all."""
@@ -250,13 +227,3 @@ class Run(Restarts):
         """Compute everything from here on and give all memory back."""
         self.stats.inactive, self.kind = reason, "plain"
         self._policy.drop()
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that are held now."""
-        return self._policy.held_bytes
-
-    @outside_graphs()
-    def note_bytes(self, extra: int = 0) -> None:
-        """Record how much is held at this moment; `extra` is held by a call."""
-        self.stats.peak_bytes = max(self.stats.peak_bytes, self.held_bytes + extra)
