@@ -1,15 +1,18 @@
 """What the forecasts of a run have missed, and how the sampler went on: from the device to the next decision."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 
 import torch
 
 from .blend import Blend
 from .history import History
+from .moves import Move
 from .tensors import Tensors
 from .trajectory import Trajectory
 
 GUIDED = 4.0  # where only the errors of conds are known, that of the guided output is taken to be this much larger
+_NOTHING = -math.inf  # in an opinion
 
 
 class Evidence:
@@ -17,13 +20,16 @@ class Evidence:
 
     Args:
         blend: Where the outputs are conds, what finds out how much of each the sampler takes; else None.
+        together: Other processes share the decisions: `opinion` and `agree` come before `weigh`.
     """
 
-    def __init__(self, blend: Blend | None):
-        self._blend = blend
+    def __init__(self, blend: Blend | None, together: bool = False):
+        self._blend, self._together = blend, together
         self._arriving: torch.Tensor | None = None
         self._sums: list[float] | None = None
-        self._unsettled: tuple[list[float], bool] = [], False  # measured before the blend is known
+        self._errors: tuple[list[float], bool] = [], True  # measured and not learned from yet; whether all had a slope
+        self._missed_by: Trajectory | None = None  # whose errors these are
+        self._agreed: tuple[Move | None, float | None] | None = None
 
     def arrive(self, now: Trajectory, latent: Tensors) -> None:
         """An evaluation begins with this latent."""
@@ -42,8 +48,8 @@ class Evidence:
             errors, sloped = [values.pop(0) for _ in measured], all(history.sloped for history in measured)
             for history in measured:
                 history.error = None
-            if errors and self._blend is not None:
-                self._unsettled = errors, sloped
+            if errors and (self._blend is not None or self._together):
+                self._errors, self._missed_by = (errors, sloped), trajectory
             elif errors:
                 trajectory.learn(errors, sloped)
         if self._arriving is not None:
@@ -51,24 +57,52 @@ class Evidence:
 
     def weigh(self, now: Trajectory, level: float | None) -> None:
         """Take in how the sampler came to the evaluation that begins at `level`, and what that says of errors."""
-        if self._sums is not None:
-            now.take((self._blend or now.track).judge(self._sums, level))
+        move, error = self._agreed or self._found(now, level)
+        if move is not None:
+            now.take(move)
         if self._blend is not None:
-            self._learn_of_blend(now)
-        self._sums = None
+            now.euler &= move is not None  # what was not seen is not paid back
+            if error is not None and now.histories:
+                now.learn([error], self._errors[1])
+            self._errors = [], True
+        self._sums = self._agreed = None
 
-    def _learn_of_blend(self, now: Trajectory) -> None:
-        """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
-        (errors, sloped), self._unsettled = self._unsettled, ([], False)
-        now.euler &= self._sums is not None  # what was not seen is not paid back
-        if errors and now.histories:
-            unknown = self._sums is None or self._blend.error is None
-            guided = max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
-            now.learn([guided], sloped)
+    def _found(self, now: Trajectory, level: float | None) -> tuple[Move | None, float | None]:
+        """The move, None if it was not seen, and the error of what the sampler was given, None if there is none."""
+        seen = self._sums is not None
+        move = (self._blend or now.track).judge(self._sums, level) if seen else None
+        errors, _ = self._errors
+        if not errors:
+            return move, None
+        if self._blend is None:
+            return move, max(errors)
+        unknown = not seen or self._blend.error is None
+        return move, max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
+
+    def opinion(self, now: Trajectory, level: float | None) -> list[float]:
+        """See `Policy.opinion`: the error, whether it had no slope, and how the sampler came here."""
+        move, error = self._found(now, level)
+        missed = [_NOTHING] * 2 if error is None else [error, not self._errors[1]]
+        if not all(map(math.isfinite, self._errors[0])):
+            missed[0] = math.inf
+        if move is None:
+            return [*missed, *[_NOTHING] * 4]
+        return [*missed, not move.continues, not move.euler, move.price, move.idle]
+
+    def agree(self, now: Trajectory, opinion: Sequence[float]) -> None:
+        """See `Policy.agree`."""
+        error, unsloped, broken, bent, price, idle = opinion[:6]
+        move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0)
+        self._errors = [], not unsloped > 0
+        self._agreed = move, None if error == _NOTHING else error
+        if self._blend is None and error != _NOTHING:
+            (self._missed_by or now).learn([error], self._errors[1])
+        self._missed_by = None
 
     def drop(self) -> None:
         """Forget all of it."""
-        self._unsettled, self._arriving = ([], False), None
+        self._errors, self._missed_by = ([], True), None
+        self._arriving = self._agreed = None
 
 
 def _measured(trajectory: Trajectory) -> list[History]:

@@ -68,7 +68,7 @@ class ForecastConfig(Config):
 class Forecast(Policy):
     """What a run forecasts, and when it computes. The ablation of the benchmarks changes one of these at a time."""
 
-    replays = True
+    replays = together = True
     history, planner, early, last = History, Planner, EARLY, LAST
 
     def __init__(self, *args):
@@ -81,7 +81,7 @@ class Forecast(Policy):
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
-        self._evidence = Evidence(self._blend)
+        self._evidence = Evidence(self._blend, self.resources.together)
         stage = self.resources.stage
         self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
         self._place: Place | None = None
@@ -212,7 +212,9 @@ class Forecast(Policy):
         size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
         fits, waits_on = self.resources.room(max((self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
-            return self._tape.give_up("no memory to keep the outputs of the run")
+            self._tape.run_out("no memory to keep the outputs of the run")
+        if self._tape.broken:
+            return
         self._tape.note(self._now, self._place.position, not self._computes, given, waits_on)
         if self._mends:
             self._tape.mend()
@@ -232,6 +234,12 @@ class Forecast(Policy):
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
         self._evidence.settle(values, self._trajectories.values())
+
+    def opinion(self, level: float | None) -> list[float]:
+        return self._evidence.opinion(self._now, level)
+
+    def agree(self, opinion: Sequence[float]) -> None:
+        self._evidence.agree(self._now, opinion)
 
     # ---- memory
 

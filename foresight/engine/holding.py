@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from .agreement import MEMORY
 from .budget import Budget, Offload
 from .compiler import outside_graphs
 from .policy import Policy
@@ -14,7 +15,7 @@ class Holding:
     """What `Run` answers about memory. It has no state of its own."""
 
     stats: RunStats
-    deactivate: Callable[[str], None]
+    deactivate: Callable[..., None]
     _policy: Policy
     _budget: Budget
     _offload: Offload
@@ -35,7 +36,7 @@ class Holding:
         reason = self._budget.place(self._policy.need(), self._offload)
         self.stats.in_ram |= reason is None and self._offload.device is not None
         if reason is not None:
-            self.deactivate(reason)
+            self.deactivate(reason, kind=MEMORY)
         return reason is None
 
     def _room(self, size: int) -> tuple[bool, torch.device | None]:

@@ -2,6 +2,7 @@
 
 import torch
 
+from .agreement import Agreement
 from .policy import Policy
 from .stats import Kind, RunStats
 from .tape import Tape
@@ -15,6 +16,7 @@ class Restarts:
     kind: Kind
     _policy: Policy
     _tape: Tape | None
+    _agreement: Agreement | None
 
     @property
     def may_restart(self) -> bool:
@@ -32,7 +34,7 @@ class Restarts:
         try:
             self._policy.given(given)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if self._agreement is not None or not is_out_of_memory(error):  # others do not stop here
                 raise
             self._tape.give_up("out of memory while keeping the outputs of the run")
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from .agreement import OTHER, Agreement, Worst, settings_of
 from .blend import Blend
 from .budget import Budget, Offload
 from .compiler import keep_out_of_graphs, outside_graphs
@@ -41,6 +42,7 @@ class Run(Restarts, Holding):
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
         tape: For a host that can start the sampler again, where that does not take Euler's steps.
         stage: What other runs of the same video have to do with this one.
+        worst: Where other processes share the decisions of this run, what exchanges numbers with them.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Run(Restarts, Holding):
         over: Callable[[float], float] | None = None,
         tape: Tape | None = None,
         stage: Stage | None = None,
+        worst: Worst | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
@@ -66,16 +69,19 @@ class Run(Restarts, Holding):
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(flow=noise is not None) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
-        lent = Resources(self._offload, *asks, blend, tape, stage or Stage())
+        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
         self._closed, self.left = False, None
+        if worst is not None and not self._policy.together:
+            inactive = inactive or f"blocks are spread over {worst.size} processes"
         inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
         self.stats.planned = None if inactive or first_step else self._policy.planned
+        self._agreement = self._agreement_of(worst, schedule, first_step) if worst is not None else None
 
     @property
     def most_reuse(self) -> int | None:
@@ -137,8 +143,8 @@ class Run(Restarts, Holding):
         try:
             given = self._policy.output(key, signature, counted, device, unit)
         except RuntimeError as error:
-            if counted.failed or not is_out_of_memory(error):
-                raise
+            if counted.failed or self._agreement is not None or not is_out_of_memory(error):
+                raise  # other processes do not stop here
             self.deactivate("out of memory while storing an output")
         if self.stats.inactive:  # since this evaluation began: what was stored meanwhile is of no use
             self._policy.drop()
@@ -187,11 +193,13 @@ class Run(Restarts, Holding):
         """
         if not self._closed:
             self._began = self._began if timed else None
+            self._closed = True
             self.read_back(None)
-            self._closed, self.kind = True, "plain"
+            self.kind = "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
                 self.stats.inactive = _NEVER_TWICE
-            self.left = None if self.stats.inactive else self._policy.leave()
+            alone = self._agreement is None  # else what was measured last is known to this process only
+            self.left = self._policy.leave() if alone and not self.stats.inactive else None
             self._policy.drop()
         return self.stats
 
@@ -201,10 +209,16 @@ class Run(Restarts, Holding):
         """The one device read of an evaluation.
 
         What the last one measured, and the level of the next, which is returned. A host that has to know the level
-        before it begins the evaluation calls this with the latent, and `begin_evaluation` without.
+        before it begins the evaluation calls this with the latent, and `begin_evaluation` without. The first call of
+        each evaluation also exchanges numbers with other processes, where these share the decisions.
         """
         if latent is not None and not self.stats.inactive:
             self._policy.check(trajectory, latent)
+        level = self._read(level)
+        alone = self._closed or self._agreement is None
+        return level if alone or not self._agreement.is_due(self.evaluation + 1) else self._agree(level)
+
+    def _read(self, level: torch.Tensor | float | None) -> float | None:
         measured, on_device = self._policy.measured(), isinstance(level, torch.Tensor)
         if on_device:
             measured.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
@@ -216,6 +230,30 @@ class Run(Restarts, Holding):
         self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
         return level
 
+    # ---- other processes
+
+    def _agreement_of(self, worst: Worst, levels: Sequence[float] | None, first_step: int | None) -> Agreement:
+        settings = settings_of(self.stats.config, [*(levels or ()), self._schedule.end()])
+        agreement = Agreement(worst, (settings, self.stats.steps, first_step))
+        if self._tape is not None:
+            self._tape.agreement = agreement
+        if self.stats.inactive:
+            agreement.give_up(self.stats.inactive)
+        return agreement
+
+    def _agree(self, level: float | None) -> float | None:
+        """Tell the other processes what is known here, and go on with what holds for all: the level of all."""
+        ours, computed = self._agreement, sum(e.kind != "reuse" for e in self.stats.evaluations)
+        asked = not self.stats.inactive and ours.sees_level
+        joint = ours.exchange(self.evaluation + 1, computed, level, self._policy.opinion(level) if asked else ())
+        if joint.untaped is not None and self._tape is not None:
+            self._tape.give_up(joint.untaped)
+        if joint.inactive is not None:
+            self._end(self.stats.inactive or joint.inactive)
+        elif not self.stats.inactive:
+            self._policy.agree(joint.opinion)
+        return joint.level
+
     # ---- record
 
     def _compute_instead(self) -> None:
@@ -223,7 +261,18 @@ class Run(Restarts, Holding):
         self.kind = self.stats.evaluations[-1].kind = "full"
 
     @outside_graphs()
-    def deactivate(self, reason: str) -> None:
-        """Compute everything from here on and give all memory back."""
+    def deactivate(self, reason: str, everywhere: bool = False, kind: float = OTHER) -> None:
+        """Compute everything from here on and give all memory back; with other processes, once all of them do.
+
+        Args:
+            everywhere: All processes find this reason in the same evaluation, so that none has to wait.
+            kind: What the others are told, `agreement.MEMORY` or `OTHER`.
+        """
+        if self._agreement is not None:
+            self._agreement.give_up(reason, kind)
+        if self._agreement is None or everywhere:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
         self.stats.inactive, self.kind = reason, "plain"
         self._policy.drop()
