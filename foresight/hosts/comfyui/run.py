@@ -18,6 +18,7 @@ from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
+from ..ranks import ranks_of
 from . import memory
 from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
@@ -45,6 +46,9 @@ class SamplerRun:
         sampler: ComfyUI's object of it.
         denoise_mask: What of the latent is to be sampled; None for all.
         stage: What other runs of the same video have to do with this one.
+
+    Attributes:
+        speaks: Whether this process writes the summary to the log, among those that decide alike.
     """
 
     def __init__(
@@ -70,16 +74,21 @@ class SamplerRun:
             # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
             copy_stream=functools.cache(comfy.model_management.get_offload_stream),
         )
+        ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
+        self.speaks = ranks.first
+        if ranks.words and ranks.first:
+            log.info("Foresight decides together with all of %s", ranks.words)
         self._run = Run(
             config,
             schedule=sigmas.tolist(),
             region=(highest, lowest),
             offload=offload,
-            inactive=_why_not(sampler),
+            inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
             tape=None if takes_euler_steps(sampler, denoise_mask) else Tape(amplification(sampler)),
-            stage=stage,
+            stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
+            worst=ranks.worst,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
@@ -161,7 +170,7 @@ class SamplerRun:
             computed.append(executor(x, timestep, seen, seed))
             latents = self._functions.take() if functions else (computed[0],)
             if not latents:
-                self._run.deactivate("the guider does not call the functions that the sampler brings")
+                self._run.deactivate("the guider does not call the functions that the sampler brings", everywhere=True)
             made[:] = [part for latent in latents or computed for part in self._parts.split(latent)]
             return tuple(made)
 
@@ -234,7 +243,7 @@ class SamplerRun:
         if wrapped is (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
             return None, stack, []
         if keeps_state and not self._run.stats.inactive:
-            self._run.deactivate("blocks write a KV cache in each evaluation")
+            self._run.deactivate("blocks write a KV cache in each evaluation", everywhere=True)
         latent = x[0] if isinstance(x, list) else x  # video and audio come as a list
         with self._run.lock:
             keys = self._keys.of_call(model, options, latent.device)

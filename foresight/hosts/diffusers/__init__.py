@@ -68,6 +68,7 @@ def apply_foresight(
     *,
     steps: int | None = None,
     until: float | None = None,
+    group: "torch.distributed.ProcessGroup | None" = None,
 ) -> ForesightHandle:
     """Make a diffusers transformer faster from the next call on; a Foresight applied before is replaced.
 
@@ -85,6 +86,9 @@ def apply_foresight(
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
         until: Share of noise (0..1) with which the pipeline goes on to another transformer: Wan 2.2's `boundary_ratio`,
             for its first transformer. Without it, the second run knows it from the first.
+        group: The processes that make the video together with this one, where they can't be found (a loop of your own
+            that splits the conds, say): all of them apply Foresight alike, and call the transformer for the same
+            evaluations. Found by itself are diffusers' `enable_parallelism`, cache-dit, xfuser, and FSDP2.
 
     Raises:
         ImportError: diffusers is older than 0.42.
@@ -98,6 +102,6 @@ def apply_foresight(
     before = registry.get_hook(NAME)
     if before is not None:
         _remove(transformer, before)
-    hook = ForesightHook(config or ForecastConfig(), steps, until)
+    hook = ForesightHook(config or ForecastConfig(), steps, until, group)
     registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)
