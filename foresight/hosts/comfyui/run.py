@@ -5,13 +5,12 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
-from ...engine import Config, Offload, Run, RunStats
+from ...engine import Config, Run, RunStats
 from ...engine.compiler import outside_graphs
 from ...engine.stages import Stage
 from ...engine.tape import Tape
@@ -68,12 +67,6 @@ class SamplerRun:
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
-        offload = Offload(
-            device=memory.RAM if config.cache_device == "cpu" else None,
-            fallback=memory.RAM if config.cache_device == "auto" else None,
-            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
-            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
-        )
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
         if ranks.words and ranks.first:
@@ -82,7 +75,7 @@ class SamplerRun:
             config,
             schedule=sigmas.tolist(),
             region=(highest, lowest),
-            offload=offload,
+            offload=memory.offload(config),
             inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
