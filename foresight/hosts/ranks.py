@@ -3,6 +3,7 @@
 Nothing is imported here that is not loaded, and no group is made: that would be a collective of all processes.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from ..engine.agreement import Worst
+
+log = logging.getLogger(__name__)
 
 _XFUSER = "xfuser.core.distributed.parallel_state"
 _SPLITS = ("sp", "cfg", "pp", "tp")  # xfuser's groups that make one video
@@ -68,7 +71,7 @@ class Ranks:
     """What was found about the processes that decide alike.
 
     Attributes:
-        words: It, for the log; empty where this process decides alone.
+        words: It, for people; empty where this process decides alone.
         worst: What a run is given; None where this process decides alone.
         never: Why no run may leave anything out, or None.
         first: Whether this is the one among them that speaks for all in the log.
@@ -83,9 +86,12 @@ class Ranks:
 def ranks_of(model: torch.nn.Module, group: "dist.ProcessGroup | None" = None) -> Ranks:
     """Find the processes that have to decide alike about a model. Asked when a run begins: not all is known before.
 
+    In this order: what the user says, xfuser's groups, what diffusers or cache-dit have written on the model, and who
+    has the other parts of its weights. One line in the log says what was found.
+
     Args:
         model: The transformer.
-        group: The user knows them.
+        group: The user knows them: all apply Foresight alike, and call the transformer for the same evaluations.
 
     Raises:
         ValueError: `group` has not got this process in it.
@@ -110,8 +116,10 @@ def _together(groups: Sequence["dist.ProcessGroup"], words: str) -> Ranks | None
     groups = [group for group in groups if dist.get_world_size(group) > 1]
     if not groups:
         return Ranks() if words == "the group that was given" else None
-    worst = Largest(groups)
-    return Ranks(f"{worst.size} processes ({words})", worst, first=all(dist.get_rank(group) == 0 for group in groups))
+    worst, first = Largest(groups), all(dist.get_rank(group) == 0 for group in groups)
+    if first:
+        log.info("Foresight decides together in %s processes (%s)", worst.size, words)
+    return Ranks(f"{worst.size} processes ({words})", worst, first=first)
 
 
 def _of_xfuser() -> Ranks | None:

@@ -69,8 +69,6 @@ class SamplerRun:
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
-        if ranks.words and ranks.first:
-            log.info("Foresight decides together with all of %s", ranks.words)
         self._run = Run(
             config,
             schedule=sigmas.tolist(),

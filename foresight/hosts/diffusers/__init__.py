@@ -86,9 +86,7 @@ def apply_foresight(
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
         until: Share of noise (0..1) with which the pipeline goes on to another transformer: Wan 2.2's `boundary_ratio`,
             for its first transformer. Without it, the second run knows it from the first.
-        group: The processes that make the video together with this one, where they can't be found (a loop of your own
-            that splits the conds, say): all of them apply Foresight alike, and call the transformer for the same
-            evaluations. Found by itself are diffusers' `enable_parallelism`, cache-dit, xfuser, and FSDP2.
+        group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
         ImportError: diffusers is older than 0.42.
@@ -99,8 +97,7 @@ def apply_foresight(
     family_of(transformer, FAMILIES, advice="Leave Foresight off this transformer.")
     keep_out_of_graphs()  # diffusers has loaded the compiler
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    before = registry.get_hook(NAME)
-    if before is not None:
+    if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
     hook = ForesightHook(config or ForecastConfig(), steps, until, group)
     registry.register_hook(hook, NAME)

@@ -131,8 +131,6 @@ class ForesightHook(ModelHook):
     def _new_run(self, level: float | None) -> Run:
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        if self._ranks.words and self._ranks.first:
-            log.info("Foresight decides together with all of %s", self._ranks.words)
         ended = self._until if self._until is not None else self._ended
         offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
         run = Run(

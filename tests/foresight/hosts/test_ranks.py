@@ -175,11 +175,13 @@ def three(monkeypatch):
 
 
 @pytest.mark.parametrize("replica", [True, False], ids=["its newest version", "older ones"])
-def test_xfuser_says_who_makes_the_video(three, monkeypatch, replica):
+def test_xfuser_says_who_makes_the_video(three, monkeypatch, replica, caplog):
+    caplog.set_level("INFO", "foresight.hosts.ranks")
     name = "xfuser.core.distributed.parallel_state"
     monkeypatch.setitem(sys.modules, name, State([0, 1, 2], replica=replica))
     found = ranks_of(torch.nn.Identity())
     assert found.words == "3 processes (xfuser's groups)" and found.worst.size == 3
+    assert caplog.messages == ["Foresight decides together in 3 processes (xfuser's groups)"]
     monkeypatch.setitem(sys.modules, name, State([0], replica=replica))  # a video in each process
     assert ranks_of(torch.nn.Identity()) == Ranks()
     monkeypatch.setitem(sys.modules, name, State([0, 1, 2], pipeline=3, replica=replica))
