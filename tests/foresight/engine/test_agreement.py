@@ -7,7 +7,8 @@ import torch
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.engine import Restart, Run
-from foresight.engine.agreement import Apart
+from foresight.engine.agreement import Agreement, Apart
+from foresight.engine.stages import Stage
 from foresight.engine.tape import Tape
 
 CPU = torch.device("cpu")
@@ -66,11 +67,12 @@ def output_at(x, sigma, rough=0.0):
     return target * (1 - 0.3 * sigma**2) + 0.1 * x + rough * (round(sigma * STEPS) % 2) * torch.ones_like(x)
 
 
-def euler(worst=None, config=CONFIG, rough=0.0, at=None, levels=None, **more):
-    """Euler's sampler with one Run; `at(e, run)` is called in evaluation e, within its computing if it is computed."""
+def euler(worst=None, config=CONFIG, rough=0.0, at=None, levels=None, latent=None, **more):
+    """Euler's sampler with one Run; `at(e, run)` is called in evaluation e, and `latent(e, x)` changes its latent."""
     run = Run(config, schedule=SIGMAS, noise=lambda sigma: sigma, worst=worst, **more)
     x, latents, computed = torch.linspace(2, -2, 12).view(1, 12), [], []
     for e, (sigma, following) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+        x = x if latent is None else latent(e, x)
         run.begin_evaluation(torch.tensor([sigma if levels is None else levels(e, sigma)]), (x,))
         computed.append(False)
 
@@ -132,6 +134,56 @@ def test_a_budget_that_is_too_small_for_one_is_for_all():
     assert errors == [None, None] and one[1] == other[1] and all(one[1][6:])
     assert "the stored outputs need" in one[2].inactive
     assert other[2].inactive == "another process has no memory for what has to be stored, see its record"
+
+
+def test_a_process_that_never_leaves_anything_out_ends_it_for_all():
+    """Its host knows why; it says so in the first evaluation."""
+    results, errors = Together(2).all(
+        lambda rank, worst: euler(worst, inactive="some of the blocks" if rank == 1 else None)
+    )
+    assert errors == [None, None] and all(results[0][1]) and all(results[1][1])
+    assert results[1][2].inactive == "some of the blocks"
+    assert results[0][2].inactive == "another process has given up, see its record"
+
+
+def test_a_latent_that_does_not_go_on_in_one_process_counts_in_all():
+    """One process comes with another latent to an evaluation that was to be left out: all forget what they know."""
+    _, computed, _ = euler()
+    at = computed.index(False, 8)
+
+    def jump(e, x):
+        return 2 * x if e == at else x  # away from the output
+
+    (one, other), errors = Together(2).all(lambda rank, worst: euler(worst, latent=jump if rank == 1 else None))
+    assert errors == [None, None] and one[1] == other[1] and one[1][:at] == computed[:at]
+    assert one[1][at] and one[1][at + 1]  # there is no slope before two are computed
+
+
+def test_levels_keep_their_digits():
+    """Numbers are exchanged in fp32, in which 0.1 is another number."""
+    run = Run(CONFIG, steps=10, worst=Together(1).of(0))
+    levels = [1.0, 0.9, 0.1]
+    for level in levels:
+        run.begin_evaluation(level)
+    assert [e.level for e in run.stats.evaluations] == levels
+
+
+def test_what_is_not_a_number_is_the_worst():
+    agreement = Agreement(Together(1).of(0), ())
+    assert agreement.exchange(0, 0, 0.5, [float("nan"), 1.0]).opinion[:3] == [float("inf"), 1.0, -float("inf")]
+
+
+def test_nothing_is_handed_over_that_one_process_has_measured_for_itself():
+    stage = Stage(goes_on=True, whole=2 * STEPS)
+    alone, shared = (Run(CONFIG, schedule=SIGMAS[:12], stage=stage, worst=w) for w in (None, Together(1).of(0)))
+    for run in (alone, shared):
+        x = torch.linspace(2, -2, 12).view(1, 12)
+        for sigma, following in zip(SIGMAS, SIGMAS[1:12], strict=False):
+            run.begin_evaluation(sigma, (x,))
+            (d,) = run.output("d", 1, lambda x=x, s=sigma: (output_at(x, s),), CPU, lambda d, x=x: (x - d[0],))
+            x = d + (x - d) * (following / sigma)
+        run.close()
+    assert alone.left is not None and shared.left is None
 
 
 @pytest.mark.parametrize("level", [0.0, 0.01])
@@ -199,6 +251,21 @@ def test_running_out_of_memory_is_an_error_where_others_go_on():
     assert alone.output("d", 1, lambda: (torch.ones(1, 1),), CPU) and "out of memory" in alone.stats.inactive
     with pytest.raises(RuntimeError, match="allocate memory"):
         shared.output("d", 1, lambda: (torch.ones(1, 1),), CPU)
+
+
+def test_and_so_it_is_while_the_outputs_are_kept():
+    def fail(*_):
+        raise RuntimeError("can't allocate memory")
+
+    alone = Run(CONFIG, schedule=SIGMAS, tape=Tape())
+    shared = Run(CONFIG, schedule=SIGMAS, tape=Tape(), worst=Together(1).of(0))
+    for run in (alone, shared):
+        run.begin_evaluation(1.0)
+        run._policy.given = fail
+    alone.give((torch.ones(1, 1),))
+    assert alone.stats.uncorrected == "out of memory while keeping the outputs of the run"
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        shared.give((torch.ones(1, 1),))
 
 
 def test_a_method_that_cannot_decide_together_leaves_the_model_alone():
