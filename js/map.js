@@ -1,6 +1,7 @@
-// The live map's view: tabs of runs, the map of blocks by evaluations, and its figures.
+// The live map's view: tabs of runs, the map of blocks by evaluations or the strip of evaluations, and its figures.
 import { findNode, runsOf } from "./runs.js";
-import { EMPTY, figuresOf, percent, unreadable } from "./words.js";
+import { LEGEND as STRIP_LEGEND, drawStrip } from "./strip.js";
+import { EMPTY, evaluationOf, figuresOf, isStrip, percent, unreadable } from "./words.js";
 
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
 
@@ -39,11 +40,6 @@ export class MapView {
     this.readout = element("div", "foresight-readout");
     this.readout.setAttribute("aria-live", "polite");
     this.legend = element("div", "foresight-legend");
-    for (const [name, label] of Object.entries(LEGEND)) {
-      const entry = element("span", "", label);
-      entry.style.setProperty("--colour", `var(--foresight-${name})`);
-      this.legend.append(entry);
-    }
     this.empty = element("div", "foresight-empty", EMPTY);
     this.root = element("div", "foresight-map", this.empty);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
@@ -69,8 +65,21 @@ export class MapView {
       this.root.replaceChildren(this.tabs, this.canvas, this.figures, this.readout, this.legend);
     }
     this.showTabs();
+    this.showLegend();
     this.showFigures();
     this.draw();
+  }
+
+  showLegend() {
+    const wanted = isStrip(this.run) ? STRIP_LEGEND : LEGEND;
+    if (this.legend.shown === wanted) return;
+    this.legend.shown = wanted;
+    this.legend.replaceChildren();
+    for (const [name, label] of Object.entries(wanted)) {
+      const entry = element("span", "", label);
+      entry.style.setProperty("--colour", `var(--foresight-${name})`);
+      this.legend.append(entry);
+    }
   }
 
   showTabs() {
@@ -111,10 +120,8 @@ export class MapView {
     const known = run.evaluations.length;
     const [head, ...lines] = figuresOf(run, this.columns);
     this.figures.replaceChildren(element("strong", "", head), ...lines.map((line) => `\n${line}`));
-    this.canvas.setAttribute(
-      "aria-label",
-      `Map of ${this.blocks} blocks by ${known} evaluations, ${percent(run.reuse_ratio)} reused. Arrow keys read cells.`,
-    );
+    const what = isStrip(run) ? `Strip of ${known} evaluations` : `Map of ${this.blocks} blocks by ${known} evaluations`;
+    this.canvas.setAttribute("aria-label", `${what}, ${percent(run.reuse_ratio)} left out. Arrow keys read it.`);
     this.read();
   }
 
@@ -127,6 +134,9 @@ export class MapView {
     const style = getComputedStyle(this.root);
     const colour = (name) => style.getPropertyValue(`--foresight-${name}`).trim();
     context.clearRect(0, 0, width, height);
+    if (isStrip(this.run)) {
+      return drawStrip(context, this.run, { width, height, scale, count: this.columns, colour, cursor: this.cursor?.[1] });
+    }
     const [w, h] = [width / this.columns, height / this.blocks];
     const gap = Math.min(scale, w / 4, h / 4);
     const fill = (block, index, name, alpha) => {
@@ -177,8 +187,12 @@ export class MapView {
   read() {
     const [block, index] = this.cursor ?? [];
     const evaluation = this.run.evaluations[index];
-    const cell = evaluation && cellOf(evaluation, block);
-    const text = cell ? `block ${block}, evaluation ${index}: ${cell.words}` : "";
+    let text = "";
+    if (evaluation && isStrip(this.run)) text = `evaluation ${index}: ${evaluationOf(evaluation)}`;
+    else if (evaluation) {
+      const cell = cellOf(evaluation, block);
+      text = cell ? `block ${block}, evaluation ${index}: ${cell.words}` : "";
+    }
     if (this.readout.textContent !== text) this.readout.textContent = text;
   }
 }

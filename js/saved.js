@@ -11,7 +11,7 @@ export function inTodaysOrder(values) {
   if (!METHODS.includes(method)) return values;
   // forecast took no interval but 1, off; now it would keep to what stands there
   const kept = method === "paper" || interval === 1 ? interval : 0;
-  return [method, threshold, warmup, kept, start, end, device, budget];
+  return [method, threshold, warmup, kept, start, end, device, budget, false];
 }
 
 function sayOnce() {

@@ -1,6 +1,6 @@
 // What the live map says, in words: pure functions of a run's record.
 
-export const FORMAT = 3; // of a record, as in foresight/engine/stats.py
+export const FORMAT = 4; // of a record, as in foresight/engine/stats.py
 
 export const EMPTY = "What is left out shows here while the sampler runs.";
 
@@ -30,10 +30,41 @@ export function planOf(run) {
   return `${plan}; it became ${known === run.steps ? computed : `${computed} of ${known} evaluations`}`;
 }
 
+/** Whether the run's method takes whole evaluations, so that a strip shows it. */
+export const isStrip = (run) => run.counted === "outputs";
+
+/** Predicted and real error of an evaluation's forecast over the limit, null where they are not known. */
+export function errorsOf(evaluation) {
+  const predicted = evaluation.ratio[0] ?? null;
+  const known = predicted != null && evaluation.expected && evaluation.missed != null;
+  return { predicted, real: known ? (predicted * evaluation.missed) / evaluation.expected : null };
+}
+
+/** What an evaluation of a strip was, for the one line under it. */
+export function evaluationOf(evaluation) {
+  const left = evaluation.reused.some(Boolean);
+  const words = [left ? "left out" : evaluation.kind === "warmup" ? "computed (warmup)" : "computed"];
+  if (evaluation.share != null) words.push(`${(100 * evaluation.share).toFixed(1)} % of the way`);
+  const { predicted } = errorsOf(evaluation);
+  if (predicted != null) words.push(`${predicted.toPrecision(2)} of the limit`);
+  const off = (value) => `${(100 * value).toPrecision(2)} %`;
+  if (evaluation.expected != null) words.push(`error ${off(evaluation.expected)} predicted`);
+  if (evaluation.missed != null) words.push(`${off(evaluation.missed)} real`);
+  return words.join(", ");
+}
+
+/** The steps of the plan that a run has not come to. */
+export function aheadOf(run) {
+  if (run.inactive || run.done || !run.outlook) return [];
+  const last = run.evaluations.at(-1);
+  return last ? run.outlook.filter((step) => step.level < last.level * (1 - 1e-4)) : run.outlook;
+}
+
 /** The lines under the map, the first of them in bold. */
 export function figuresOf(run, columns) {
-  const head = [`evaluation ${run.evaluations.length} of ${columns}`, `${percent(run.reuse_ratio)} reused`];
-  if (run.estimated_speedup != null && run.reused) head.push(`${run.estimated_speedup.toFixed(2)}x (estimated)`);
+  const head = [`evaluation ${run.evaluations.length} of ${columns}`, `${percent(run.reuse_ratio)} left out`];
+  const speedup = run.config?.validate ? "without validate" : "estimated";
+  if (run.estimated_speedup != null && run.reused) head.push(`${run.estimated_speedup.toFixed(2)}x (${speedup})`);
   const lines = [head.join(" · ")];
   const plan = planOf(run);
   if (plan) lines.push(plan);
@@ -42,6 +73,8 @@ export function figuresOf(run, columns) {
     const held = run.peak_bytes ? ` · ${bytes(run.peak_bytes)} held${run.in_ram ? ", partly in RAM" : ""}` : "";
     lines.push(`${seconds(run.seconds_full)} per full evaluation${reuse}${held}`);
   }
+  const missed = run.evaluations.filter((e) => e.missed != null && e.reused.some(Boolean)).map((e) => e.missed);
+  if (missed.length) lines.push(`what was left out is off by ${(100 * Math.max(...missed)).toPrecision(2)} % of the noise at most`);
   if (run.restarts) lines.push(`sampler started again ${run.restarts === 1 ? "once" : `${run.restarts} times`} with better outputs`);
   if (run.uncorrected) lines.push(`forecasts not corrected: ${run.uncorrected}`);
   if (run.inactive) lines.push(`inactive: ${run.inactive}`);

@@ -28,6 +28,9 @@ _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "cache_budget_gb", True,
      "Most memory (GiB) for stored tensors on the GPU; a run that needs more uses RAM (auto), and if that is not "
      "enough it is computed in full and says so. 0 = what the first evaluation leaves free."),
+    (io.Boolean, "validate", True,
+     "To see how good Foresight is on your model: what is left out is computed as well, for the report alone, which "
+     "says how far off it was. The result is the same as without, the run takes its plain time."),
 ]  # fmt: skip
 
 
@@ -38,13 +41,16 @@ class ForesightApply(io.ComfyNode):
             node_id="ForesightApply",
             display_name="Foresight",
             category=CATEGORY,
-            description="Makes video models faster: work whose result can be foreseen, or barely changes, is left out. "
-            "Put it between the model loader (after LoRAs) and the sampler. In "
-            "workflows with two models (Wan 2.2), use one on each.",
-            search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"],
+            description="Makes any diffusion model faster; made for video. Work whose result can be foreseen, or "
+            "barely changes, is left out. Put it between the model loader (after LoRAs) and the sampler. In workflows "
+            "with two models (Wan 2.2), use one on each.",
+            search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"]
+            + ["speed up image", "flux", "qwen image"],
             is_experimental=True,
             inputs=[
-                io.Model.Input("model", tooltip="The video model to make faster."),
+                io.Model.Input(
+                    "model", tooltip="The model to make faster: any with forecast, with paper the known video models."
+                ),
                 io.Combo.Input(
                     "method",
                     optional=True,  # as are the others: prompts that a script sends keep working when one is added
@@ -53,7 +59,7 @@ class ForesightApply(io.ComfyNode):
                     tooltip="forecast leaves out whole evaluations of the model and forecasts their result from the "
                     "last two. Which ones are computed is planned before the run, and again with what is measured; it "
                     "takes little memory. paper leaves out the first blocks of an evaluation where they barely "
-                    "change, as in arXiv 2506.00329.",
+                    "change, as in arXiv 2506.00329; it takes the video models that it knows.",
                 ),
                 *(
                     kind.Input(name, optional=True, tooltip=tooltip, advanced=advanced or None, **Config.limits(name))

@@ -20,11 +20,12 @@ _NOTHING = (
 
 _OUTPUTS = [  # saved workflows store links by position: only ever append
     (io.Latent, None, None, "The latent, unchanged."),
-    (io.Image, "map", None, "Blocks x evaluations: computed, reused, and how close a computed one was."),
+    (io.Image, "map", None, "What was computed and what was left out, by evaluation; with paper also by block."),
     (io.String, "text", None, "The figures as a table."),
     (io.Float, "speedup", "estimated speed-up",
      "From the measured times of evaluations with and without reuse; 1 = none."),
-    (io.Float, "reuse_ratio", "reuse ratio", "Reused share of all block calls."),
+    (io.Float, "reuse_ratio", "reuse ratio",
+     "The share that was left out: of the evaluations, with paper of the blocks."),
     (io.Float, "seconds_full", "seconds full", "Measured median of an evaluation without reuse."),
     (io.Float, "seconds_reuse", "seconds reuse", "Measured median of an evaluation with reuse; 0 = none."),
     (io.Float, "memory_gb", "memory GiB", "Most memory that stored tensors held."),
@@ -74,9 +75,7 @@ class ForesightReport(io.ComfyNode):
         plotted = {name: run for name, run in named.items() if run["total"]}
         text = figures.table(named) if runs else _NOTHING
         map_image = image_of(
-            plot.block_map(plotted, "Foresight: what was computed and what was left out")
-            if plotted
-            else plot.note(text)
+            plot.run_map(plotted, "Foresight: what was computed and what was left out") if plotted else plot.note(text)
         )
         sums = figures.totals(runs)
         message = f"{text}\n\n{write(figures.report_file(runs), filename_prefix)}" if filename_prefix and runs else text

@@ -21,6 +21,7 @@ from .tensors import Tensors
 
 EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
 STEEP = 1e-5  # directions shorter than this, squared and relative, are rounding
+GUIDED = 4.0  # where only the errors of conds are known, that of the guided output is taken to be this much larger
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Blend:
     def begin(self, level: float | None, x: Tensors, waits_on: torch.device | None) -> None:
         """An evaluation begins; what is said about it is copied, to `waits_on` if that is not None."""
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
-        self._copied = False
+        self._copied, self.error = False, None
 
     def note(self, given: Tensors, missed: Tensors | None) -> None:
         """The sampler was given these outputs of the evaluation, one or several for each part of the latent."""
@@ -148,6 +149,28 @@ class Blend:
         euler = residual <= exact and (ratio - 1) ** 2 * way <= exact
         continues = residual <= (1 - EXPLAINED) * way and ratio > UNRELATED
         return Move(continues, euler, max(1.0, ratio)), _error(self._weights[item], gram, missed)
+
+    def guided(self, errors: list[float]) -> float:
+        """e of the blend; while that is not known, more than that of any output."""
+        return max(errors) * (GUIDED if len(errors) > 1 else 1.0) if self.error is None else self.error
+
+    def weighted(self, outputs: Iterable[Tensors]) -> Tensors | None:
+        """The sum over the streams of w_k times such tensors of theirs, as far as w is known; its parts.
+
+        Args:
+            outputs: One for each output of the evaluation, with one or several streams in it.
+        """
+        n, outputs, first, sums = len(self._x), list(outputs), 0, []
+        streams = [self._cut(x[i : i + n]) for x in outputs for i in range(0, len(x), n or 1)]
+        for part in range(n):
+            items = range(first, first := first + len(self._x[part]))
+            weights = [self._weights[i][1] for i in items if i in self._weights]
+            if len(weights) < len(items) or any(len(w) != len(streams) for w in weights):
+                return None
+            of_stream = torch.stack(weights).T.to(self._x[part].device, torch.float32)  # (streams, items)
+            rows = (w.view(-1, *[1] * (x[part].ndim - 1)) * x[part] for w, x in zip(of_stream, streams, strict=True))
+            sums.append(sum(rows))
+        return tuple(sums) or None
 
     def _remember(self, item: int, w: torch.Tensor, unexplained: float) -> None:
         """Take these weights, unless better ones are known: multistep samplers take in older outputs as well."""

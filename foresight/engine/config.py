@@ -13,6 +13,11 @@ def limited(default: float, low: float, high: float, step: float):
     return field(default=default, metadata={"min": low, "max": high, "step": step})
 
 
+def switch(default: bool):
+    """A setting that is on or off."""
+    return field(default=default)
+
+
 def chosen(default: str, options: tuple[str, ...]):
     """A setting that is one of several words."""
     return field(default=default, metadata={"options": options})
@@ -27,6 +32,8 @@ class Config:
     Attributes:
         name: The method, as nodes and records call it.
         unused: What the record says when a run of this method left nothing out.
+        by_block: The method looks at the blocks of a model, so that the model has to be known. Else it takes any model,
+            and what the record counts is outputs.
         warmup_steps: W, leading denoising steps that are computed in full; 0 lets the method choose.
         threshold: gamma. Higher leaves more out and drifts more; 0 turns the method off, bit for bit.
         reuse_interval: R, at least every R-th evaluation is computed in full; 0 lets the method choose, 1 turns it off.
@@ -34,6 +41,8 @@ class Config:
         end_percent: Share of sampling after which everything is computed.
         cache_device: Where stored tensors wait between evaluations: "gpu" (the model's device), "cpu", or "auto".
         cache_budget_gb: Memory that stored tensors may take, in GiB; 0 lets the host choose.
+        validate: What is left out is computed as well, for the record alone, which then says by how much it was off.
+            The video is the same; nothing is saved.
 
     Raises:
         ValueError: a value is outside its limits, or start_percent is not below end_percent.
@@ -41,6 +50,7 @@ class Config:
 
     name: ClassVar[str]
     unused: ClassVar[str]
+    by_block: ClassVar[bool] = False
 
     warmup_steps: int = limited(0, 0, 100, 1)
     threshold: float = limited(0.5, 0.0, 2.0, 0.05)
@@ -49,10 +59,15 @@ class Config:
     end_percent: float = limited(1.0, 0.0, 1.0, 0.01)
     cache_device: str = chosen("auto", CACHE_DEVICES)
     cache_budget_gb: float = limited(0.0, 0.0, 1024.0, 0.1)
+    validate: bool = switch(False)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value, limits = getattr(self, f.name), f.metadata
+            if type(f.default) is bool:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{f.name}={value!r}: must be True or False")
+                continue
             if "options" in limits:
                 if value not in limits["options"]:
                     raise ValueError(f"{f.name}={value!r}: must be one of {', '.join(limits['options'])}")

@@ -1,4 +1,4 @@
-"""Computing an output, and what that took."""
+"""Computing an output, and counting what that took."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,18 @@ from .tensors import Tensors
 
 
 class Counted:
-    """Computes an output, and counts the block calls that this takes.
+    """Computes an output, and says what the record has counted for it.
+
+    Args:
+        by_block: The calls of the model count their blocks; else the output counts as one call of one block.
 
     Attributes:
         calls: Block calls by block, None while nothing was computed.
         failed: The computing has raised an error, which is the host's own.
     """
 
-    def __init__(self, compute: Callable[[], Tensors], evaluation: Evaluation):
-        self._compute, self._evaluation = compute, evaluation
+    def __init__(self, compute: Callable[[], Tensors], evaluation: Evaluation, by_block: bool):
+        self._compute, self._evaluation, self._by_block = compute, evaluation, by_block
         self.calls: list[int] | None = None
         self.failed = False
 
@@ -24,6 +27,8 @@ class Counted:
     def __call__(self) -> Tensors:
         before, self.failed = list(self._evaluation.computed), True
         self.result = self._compute()
+        if not self._by_block:
+            self._evaluation.count_all(1, 1)
         before += [0] * (len(self._evaluation.computed) - len(before))
         self.calls = [n - m for n, m in zip(self._evaluation.computed, before, strict=True)]
         self.failed = False

@@ -8,10 +8,10 @@ import torch
 from .blend import Blend
 from .history import History
 from .moves import Move
+from .stats import Evaluation
 from .tensors import Tensors
 from .trajectory import Trajectory
 
-GUIDED = 4.0  # where only the errors of conds are known, that of the guided output is taken to be this much larger
 _NOTHING = -math.inf  # in an opinion
 
 
@@ -28,6 +28,7 @@ class Evidence:
         self._arriving: torch.Tensor | None = None
         self._sums: list[float] | None = None
         self._errors: tuple[list[float], bool] = [], True  # measured and not learned from yet; whether all had a slope
+        self._row: Evaluation | None = None  # the record of the evaluation that has measured them
         self._missed_by: Trajectory | None = None  # whose errors these are
         self._agreed: tuple[Move | None, float | None] | None = None
 
@@ -40,7 +41,7 @@ class Evidence:
         errors = [history.error.reshape(1) for trajectory in trajectories for history in _measured(trajectory)]
         return errors if self._arriving is None else [*errors, self._arriving]
 
-    def settle(self, values: list[float], trajectories: Collection[Trajectory]) -> None:
+    def settle(self, values: list[float], trajectories: Collection[Trajectory], evaluation: Evaluation | None) -> None:
         """See `Policy.settle`."""
         values = list(values)
         for trajectory in trajectories:
@@ -49,9 +50,10 @@ class Evidence:
             for history in measured:
                 history.error = None
             if errors and (self._blend is not None or self._together):
-                self._errors, self._missed_by = (errors, sloped), trajectory
+                self._errors, self._missed_by, self._row = (errors, sloped), trajectory, evaluation
             elif errors:
                 trajectory.learn(errors, sloped)
+                evaluation.missed = max(errors)
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
@@ -64,7 +66,8 @@ class Evidence:
             now.euler &= move is not None  # what was not seen is not paid back
             if error is not None and now.histories:
                 now.learn([error], self._errors[1])
-            self._errors = [], True
+                self._note(error)
+            self._errors, self._row = ([], True), None
         self._sums = self._agreed = None
 
     def _found(self, now: Trajectory, level: float | None) -> tuple[Move | None, float | None]:
@@ -74,10 +77,11 @@ class Evidence:
         errors, _ = self._errors
         if not errors:
             return move, None
-        if self._blend is None:
-            return move, max(errors)
-        unknown = not seen or self._blend.error is None
-        return move, max(errors) * (GUIDED if len(errors) > 1 else 1.0) if unknown else self._blend.error
+        return move, max(errors) if self._blend is None else self._blend.guided(errors)
+
+    def _note(self, error: float) -> None:
+        if self._row is not None:
+            self._row.missed = error
 
     def opinion(self, now: Trajectory, level: float | None) -> list[float]:
         """See `Policy.opinion`: the error, whether it had no slope, and how the sampler came here."""
@@ -97,11 +101,12 @@ class Evidence:
         self._agreed = move, None if error == _NOTHING else error
         if self._blend is None and error != _NOTHING:
             (self._missed_by or now).learn([error], self._errors[1])
+            self._note(error)
         self._missed_by = None
 
     def drop(self) -> None:
         """Forget all of it."""
-        self._errors, self._missed_by = ([], True), None
+        self._errors, self._missed_by, self._row = ([], True), None, None
         self._arriving = self._agreed = None
 
 

@@ -77,7 +77,7 @@ class Forecast(Policy):
         self._mu = MU * self.config.threshold**STEEPNESS / (self._tape.amplifies if self._tape is not None else 1.0)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None
-        self._planned: int | None = None
+        self._plan: list[int] = []
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
@@ -102,14 +102,14 @@ class Forecast(Policy):
         must = [must[k] or k >= steps - self._last_steps(places) for k in range(steps)]
         self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole)
         first = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps) - 1
-        self._planned = first + 1 + len(self._planner.plan(max(first, 0), 1.0, self._mu))
+        self._plan = [*range(first + 1), *self._planner.plan(max(first, 0), 1.0, self._mu)]
 
     @property
-    def planned(self) -> int | None:
-        return None if self.steps is None else self._planned
+    def planned(self) -> Sequence[int] | None:
+        return None if self.steps is None else self._plan
 
     def most_reuse(self, steps: int, warmup: int) -> int:
-        return max(0, steps - (self._planned or 0))
+        return max(0, steps - len(self._plan))
 
     def _last_steps(self, places: Sequence[Place]) -> int:
         """How many of the last steps are always computed."""
@@ -146,7 +146,7 @@ class Forecast(Policy):
         self._pays = self._tape is None and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
-        return Decision(self._computes, self._ratio(place))
+        return Decision(self._computes, self._ratio(place), now.expected(place.tau))
 
     def must_compute(self, place: Place) -> bool:
         """Whether an evaluation that the user's settings would let go is computed all the same."""
@@ -233,7 +233,7 @@ class Forecast(Policy):
         return self._evidence.measured(self._trajectories.values())
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
-        self._evidence.settle(values, self._trajectories.values())
+        self._evidence.settle(values, self._trajectories.values(), evaluation)
 
     def opinion(self, level: float | None) -> list[float]:
         return self._evidence.opinion(self._now, level)

@@ -113,7 +113,7 @@ class History:
             h = place.position - self.u_n
             line = self._line(self.reach(h), output[0].device)
             self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
-            self.error, self.sloped = _relative(self.missed, unit), self.ready
+            self.error, self.sloped = relative(self.missed, unit), self.ready
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0
@@ -138,7 +138,7 @@ class History:
         )
 
 
-def _relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
+def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
     """rms(missed) / rms(unit) of the worst part of the worst item of the batch, a 0-d fp32 tensor.
 
     It is 0 only where the unit is 0 too: then nothing has been forecast that would be evidence.

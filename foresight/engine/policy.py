@@ -26,10 +26,12 @@ class Decision:
         compute: True for computed.
         ratio: What the decision rests on, measured over allowed: up to 1 it may be left out. None where nothing is
             known.
+        expected: Error that what is given in place of the output is taken to have, in the unit of `Run.output`.
     """
 
     compute: bool
     ratio: float | None = None
+    expected: float | None = None
 
 
 @dataclass
@@ -107,8 +109,8 @@ class Policy:
         """
 
     @property
-    def planned(self) -> int | None:
-        """How many steps will be computed, as far as that is known before the run."""
+    def planned(self) -> Sequence[int] | None:
+        """The steps that will be computed, as far as that is known before the run; None where nothing is planned."""
         return None
 
     def check(self, trajectory: Hashable, latent: Tensors) -> None:

@@ -1,7 +1,10 @@
-"""What can be left out in a run at all, as far as its schedule tells."""
+"""What can be left out: in a run at all, as far as its schedule tells, and in its next evaluation."""
 
-from .policy import Policy
-from .schedule import Schedule
+from .policy import Decision, Policy
+from .schedule import Phase, Schedule
+from .stats import Evaluation, Kind
+
+_KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 
 def most_reuse(policy: Policy, schedule: Schedule) -> int | None:
@@ -17,3 +20,19 @@ def why_nothing(policy: Policy, schedule: Schedule) -> str | None:
     if reason is None and most_reuse(policy, schedule) == 0 and policy.resources.stage.before is None:
         reason = f"at most 0 of {steps} steps can be reused: {warmup} are warmup, and {policy.rest}"
     return reason
+
+
+def decide(policy: Policy, schedule: Schedule, row: Evaluation) -> Decision:
+    """Ask the policy about the next evaluation, and write into its record what kind it is, and where it stands."""
+    place = schedule.place(row.level)
+    row.share, row.kind = place.share, _KINDS.get(place.phase, "full")
+    if schedule.has_news:
+        policy.outlook(schedule.outlook())
+    if place.phase == "after":
+        policy.drop()
+        return Decision(compute=True)
+    decision = policy.decide(place)
+    row.expected = decision.expected
+    if place.may_reuse and not decision.compute:
+        row.kind = "reuse"
+    return decision

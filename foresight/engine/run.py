@@ -14,16 +14,16 @@ from .config import Config
 from .counted import Counted
 from .holding import Holding
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
-from .possible import most_reuse, why_nothing
+from .possible import decide, most_reuse, why_nothing
 from .restarts import Restarts
-from .schedule import Phase, Schedule
+from .schedule import Schedule
 from .stages import Stage
-from .stats import Evaluation, Kind, RunStats
+from .stats import Evaluation, RunStats
 from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
+from .validate import Validation
 
 _NEVER_TWICE = "no part of the video was computed in two evaluations in a row (moving context windows, or two latents?)"
-_KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 
 class Run(Restarts, Holding):
@@ -75,12 +75,14 @@ class Run(Restarts, Holding):
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
-        self._closed, self.left = False, None
+        self._closed, self.left, self._by_block = False, None, config.by_block
         if worst is not None and not self._policy.together:
             inactive = inactive or f"blocks are spread over {worst.size} processes"
         inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
-        self.stats.planned = None if inactive or first_step else self._policy.planned
+        if not inactive and not first_step and self._policy.planned is not None:
+            self.stats.note_plan(self._policy.planned, self._schedule.outlook())
+        self._validation = Validation(config.validate, blend)
         self._agreement = self._agreement_of(worst, schedule, first_step) if worst is not None else None
 
     @property
@@ -102,22 +104,11 @@ class Run(Restarts, Holding):
         keep_out_of_graphs()
         level = self.read_back(level, latent, trajectory)
         self.evaluation, self._began = self.evaluation + 1, time.perf_counter()
-        self.kind = self._next_kind(level)
-        self.stats.evaluations.append(Evaluation(self.kind, level))
-
-    def _next_kind(self, level: float | None) -> Kind:
-        if self.stats.inactive:
-            return "plain"
-        place = self._schedule.place(level)
-        if self._schedule.has_news:
-            self._policy.outlook(self._schedule.outlook())
-        if place.phase == "after":
-            self._policy.drop()
-            return "plain"
-        self._decision = self._policy.decide(place)
-        if not place.may_reuse:
-            return _KINDS[place.phase]
-        return "full" if self._decision.compute else "reuse"
+        row = Evaluation("plain", level)
+        if not self.stats.inactive:
+            self._decision = decide(self._policy, self._schedule, row)
+        self.kind = row.kind
+        self.stats.evaluations.append(row)
 
     @outside_graphs(recursive=False)
     def output(
@@ -137,9 +128,9 @@ class Run(Restarts, Holding):
             device: Where the output belongs.
             unit: From an output to tensors whose rms its errors are measured in.
         """
+        counted = Counted(compute, self.stats.evaluations[-1], self._by_block)
         if self.kind == "plain":
-            return compute()
-        counted = Counted(compute, self.stats.evaluations[-1])
+            return counted()
         try:
             given = self._policy.output(key, signature, counted, device, unit)
         except RuntimeError as error:
@@ -148,8 +139,10 @@ class Run(Restarts, Holding):
             self.deactivate("out of memory while storing an output")
         if self.stats.inactive:  # since this evaluation began: what was stored meanwhile is of no use
             self._policy.drop()
-            return compute() if counted.calls is None else counted.result
+            return counted() if counted.calls is None else counted.result
         self._note_calls(key, counted.calls)
+        if self.kind == "reuse" and (self._by_block or counted.calls is None):
+            self._validation.compare(given, compute, unit, device)
         self.note_bytes()
         self._fit()
         return given
@@ -157,11 +150,13 @@ class Run(Restarts, Holding):
     @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
         """Fill in the record: these block calls were computed, or (None) those of last time were left out."""
+        row = self.stats.evaluations[-1]
         if calls is None:
-            return self.stats.evaluations[-1].repeat(self._calls.get(key, []))
-        self._calls[key] = calls
+            row.repeat(self._calls.get(key, []))
+        else:
+            self._calls[key] = calls
         if self.kind != "warmup":
-            self.stats.evaluations[-1].note_ratio(self._decision.ratio)
+            row.note_ratio(self._decision.ratio)
 
     @outside_graphs()
     def begin_call(self, keys: Sequence[Hashable], blocks: int, batch_dim: int = 0) -> BlockCall | None:
@@ -173,6 +168,8 @@ class Run(Restarts, Holding):
             batch_dim: Dimension of the block tensors along which the streams are stacked.
         """
         with self.lock:
+            if self._validation.active:
+                return None
             call = None if self.kind == "plain" else self._policy.begin_call(keys, blocks, batch_dim)
             if call is None:
                 self.stats.evaluations[-1].count_all(blocks, len(keys))
@@ -219,7 +216,7 @@ class Run(Restarts, Holding):
         return level if alone or not self._agreement.is_due(self.evaluation + 1) else self._agree(level)
 
     def _read(self, level: torch.Tensor | float | None) -> float | None:
-        measured, on_device = self._policy.measured(), isinstance(level, torch.Tensor)
+        measured, on_device = self._policy.measured() + self._validation.measured(), isinstance(level, torch.Tensor)
         if on_device:
             measured.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
         values = torch.cat([part.to(measured[0].device) for part in measured]).tolist() if measured else []
@@ -227,7 +224,8 @@ class Run(Restarts, Holding):
             self.stats.evaluations[-1].seconds = time.perf_counter() - self._began
             self._began = None
         level = values.pop() if on_device else level
-        self._policy.settle(values, self.stats.evaluations[-1] if self.stats.evaluations else None)
+        row = self.stats.evaluations[-1] if self.stats.evaluations else None
+        self._policy.settle(self._validation.settle(values, row), row)
         return level
 
     # ---- other processes

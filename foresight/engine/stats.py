@@ -2,13 +2,15 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from .config import Config
+from .schedule import Place
 from .tensors import format_bytes
 
-FORMAT = 3  # of `RunStats.to_dict`; 1 had the settings of both methods in one record, 2 no plan and no restarts
+FORMAT = 4  # of `RunStats.to_dict`; 3 counted blocks in every method and said nothing of errors
 
 Kind = Literal["warmup", "outside", "full", "reuse", "plain"]
 
@@ -35,6 +37,10 @@ class Evaluation:
         reused: Block calls reused, per block.
         ratio: delta / (gamma * lambda) per block, the largest over the streams (with forecasts: the error of leaving
             it out too, over what computing has to save); None where nothing was measured.
+        share: Share of the way from noise to video that this step covers; None where it is not known.
+        expected: Error that a forecast of the output was taken to have, in units of the noise; None where there is no
+            such figure.
+        missed: Error that it really had; of what was left out it is known where the run validates.
     """
 
     kind: Kind
@@ -43,6 +49,9 @@ class Evaluation:
     computed: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)
     ratio: list[float | None] = field(default_factory=list)
+    share: float | None = None
+    expected: float | None = None
+    missed: float | None = None
 
     def count(self, block: int, reused: bool, calls: int, ratio: float | None) -> None:
         """Add `calls` calls of one block."""
@@ -84,6 +93,8 @@ class RunStats:
         planned: Denoising steps that were to be computed, by the plan before the run; None where there was none.
         restarts: How often the sampler was started again with better outputs.
         uncorrected: Why forecasts were not corrected from some point on, or None.
+        outlook: By the plan before the run, every step: its `level`, its `share` of the way, and whether it `computes`;
+            None where there was none.
     """
 
     config: Config
@@ -96,20 +107,38 @@ class RunStats:
     planned: int | None = None
     restarts: int = 0
     uncorrected: str | None = None
+    outlook: list[dict] | None = None
+
+    def note_plan(self, computes: Sequence[int], places: Sequence[Place]) -> None:
+        """Note the steps that are to be computed, and where every step stands (the end of the run is one more)."""
+        self.planned = len(computes)
+        self.outlook = [
+            {"level": p.level, "share": p.share, "computes": k in computes} for k, p in enumerate(places[:-1])
+        ]
+
+    @property
+    def counted(self) -> str:
+        """What `reused` and `total` count: block calls, or outputs of the model."""
+        return "block calls" if self.config.by_block else "outputs"
+
+    @property
+    def missed(self) -> list[float]:
+        """The real errors of what was left out, in units of the noise, as far as the run has validated them."""
+        return [e.missed for e in self.evaluations if sum(e.reused) and e.missed is not None]
 
     @property
     def reused(self) -> int:
-        """Block calls reused in the run."""
+        """Block calls or outputs left out in the run."""
         return sum(sum(e.reused) for e in self.evaluations)
 
     @property
     def total(self) -> int:
-        """Block calls of the run, computed and reused."""
+        """Block calls or outputs of the run, computed and left out."""
         return self.reused + sum(sum(e.computed) for e in self.evaluations)
 
     @property
     def reuse_ratio(self) -> float:
-        """Reused share of all block calls."""
+        """The share that was left out."""
         return self.reused / self.total if self.total else 0.0
 
     @property
@@ -119,7 +148,7 @@ class RunStats:
 
     @property
     def block_speedup(self) -> float:
-        """All block calls over computed ones: the speed-up if blocks took all the time."""
+        """All block calls (or outputs) over computed ones: the speed-up if they took all the time."""
         return 1 / (1 - self.reuse_ratio) if self.reuse_ratio < 1 else float("inf")
 
     @property
@@ -129,8 +158,8 @@ class RunStats:
 
     @property
     def seconds_reuse(self) -> float | None:
-        """Median measured seconds of an evaluation with reuse."""
-        return self._median(lambda e: sum(e.reused))
+        """Median measured seconds of an evaluation with reuse; None in a run that validates, which computes all."""
+        return None if self.config.validate else self._median(lambda e: sum(e.reused))
 
     def _median(self, wanted) -> float | None:
         seconds = [e.seconds for e in self.evaluations if e.seconds is not None and wanted(e)]
@@ -138,7 +167,12 @@ class RunStats:
 
     @property
     def estimated_speedup(self) -> float | None:
-        """What all evaluations would have taken at `seconds_full`, over what they took by the two measured medians."""
+        """What all evaluations would have taken at `seconds_full`, over what they took by the two measured medians.
+
+        Of a run that validates: what it would have been if a left-out evaluation took no time.
+        """
+        if self.config.validate:
+            return self.block_speedup if self.total else None
         if not self.seconds_full:
             return None
         count = len(self.evaluations)
@@ -148,9 +182,9 @@ class RunStats:
 
     def figures(self) -> dict:
         """The figures of the run as a whole: of the log, of the live map and of the report alike."""
-        counted = "reused", "total", "reuse_ratio", "block_speedup"
+        counted = "counted", "reused", "total", "reuse_ratio", "block_speedup"
         measured = "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"
-        own = "steps", "warmup_steps", "planned", "restarts", "uncorrected", "inactive", "in_ram"
+        own = "steps", "warmup_steps", "planned", "outlook", "restarts", "uncorrected", "inactive", "in_ram"
         return {name: getattr(self, name) for name in (*counted, *measured, *own)}
 
     def to_dict(self, first: int = 0, end: int | None = None) -> dict:
@@ -163,11 +197,8 @@ class RunStats:
         if not self.reused:
             reason = self.inactive or self.config.unused
             return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
-        full, reuse = format_seconds(self.seconds_full), format_seconds(self.seconds_reuse)
-        speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
         line = (
-            f"reused {self.reused} of {self.total} block calls ({self.reuse_ratio:.0%}), "
-            f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}, "
+            f"left out {self.reused} of {self.total} {self.counted} ({self.reuse_ratio:.0%}), {self._speed}, "
             f"held {format_bytes(self.peak_bytes)}{' (partly in RAM)' if self.in_ram else ''}"
         )
         if self.planned is not None:
@@ -179,6 +210,17 @@ class RunStats:
         )
         line += f"; forecasts not corrected: {self.uncorrected}" if self.uncorrected else ""
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
+
+    @property
+    def _speed(self) -> str:
+        speedup = "?" if self.estimated_speedup is None else f"{self.estimated_speedup:.2f}x"
+        if not self.config.validate:
+            full, reuse = format_seconds(self.seconds_full), format_seconds(self.seconds_reuse)
+            return f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}"
+        off = (
+            f", off by {statistics.median(self.missed):.2%} of the noise in the median, {max(self.missed):.2%} at most"
+        )
+        return f"validated{off if self.missed else ''}: without validate it would have been about {speedup}"
 
     @property
     def plan(self) -> str:

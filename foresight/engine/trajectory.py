@@ -16,6 +16,11 @@ ROUNDING = 0.01  # an error up to this is never a jump
 FAR = 0.5  # one from this on always is
 
 
+def _off(before: float, n: float, m: float) -> float:
+    """What a line through the outputs at `before` and n is expected to be off at m."""
+    return curvature((n + m) / 2) * (m - n) * (m - before)
+
+
 class Trajectory:
     """The state of a way through the noise levels. A run has one, but for samplers that follow two latents (FlowEdit).
 
@@ -62,17 +67,20 @@ class Trajectory:
             self.histories.clear()
             return
         error = max(errors, default=0.0)
-        if not error or sloped and len(self._taus) < 3:  # 0 is no evidence, see `history._relative`
+        if not error or sloped and len(self._taus) < 3:  # 0 is no evidence, see `history.relative`
             return
         expected = min(HELD, error)
         if sloped:
-            before, n, m = self._taus
-            expected = curvature((n + m) / 2) * (m - n) * (m - before)
+            expected = _off(*self._taus)
         jump = error > min(max(JUMP * expected * self._bend, ROUNDING), FAR)
         self._bent += NEWEST * (math.log(min(max(error / expected, 1 / MOST), MOST)) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
+
+    def expected(self, tau: float) -> float | None:
+        """e that a forecast along the present slope is taken to have at tau; None while there is no slope."""
+        return self._bend * _off(*self._taus[-2:], tau) if len(self._taus) > 1 else None
 
     @property
     def _bend(self) -> float:

@@ -130,8 +130,7 @@ def family_of(
     Raises:
         UnsupportedModel: the table has none.
     """
-    cls = _own_class(type(model))
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    name = class_name(model)
     for family in table:
         if name in (family.model, *family.also):
             return family
@@ -140,6 +139,12 @@ def family_of(
         f"Foresight does not support {type(model).__qualname__} (from {type(model).__module__}). "
         f"Supported: {known}. {advice}"
     )
+
+
+def class_name(model: object) -> str:
+    """Full name of a model's own class."""
+    cls = _own_class(type(model))
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _own_class(cls: type) -> type:

@@ -1,8 +1,9 @@
 """Figures of one or several runs together, as a text table and as the report file (`schema.json`)."""
 
+import statistics
 from collections.abc import Iterable
 
-FORMAT = 3  # of `report_file` and of each run in it; 2 had no plan and no restarts
+FORMAT = 4  # of `report_file` and of each run in it; 3 counted blocks in every method and said nothing of errors
 
 
 def totals(runs: list[dict]) -> dict:
@@ -12,7 +13,7 @@ def totals(runs: list[dict]) -> dict:
         runs: Each `RunStats.to_dict()`; empty where nothing ran.
 
     Returns:
-        `reuse_ratio` over all block calls, `estimated_speedup` of all evaluations by each run's measured medians (1
+        `reuse_ratio` over all that is counted, `estimated_speedup` of all evaluations by each run's measured medians (1
         where nothing was measured), `seconds`, the measured time of all evaluations, `seconds_full` and
         `seconds_reuse`, the largest median of a run (0 where there is none), and `peak_bytes`, the most that a run
         held.
@@ -102,14 +103,27 @@ _ROWS = {
     "plan": plan,
     "computed in full": _computed,
     "sampler started again": _restarts,
-    "block calls reused": lambda run: f"{run['reused']} of {run['total']} ({run['reuse_ratio']:.0%})",
+    "left out": lambda run: f"{run['reused']} of {run['total']} {run['counted']} ({run['reuse_ratio']:.0%})",
+    "error of it, validated": lambda run: _off(run),
     "full evaluation, measured": lambda run: _seconds(run["seconds_full"]),
     "reuse evaluation, measured": lambda run: _seconds(run["seconds_reuse"]),
     "all evaluations, measured": lambda run: _seconds(sum(e["seconds"] or 0.0 for e in run["evaluations"])),
-    "speed-up, estimated": lambda run: "-" if run["estimated_speedup"] is None else f"{run['estimated_speedup']:.2f}x",
+    "speed-up, estimated": lambda run: _speedup(run),
     "memory held": lambda run: f"{run['peak_bytes'] / 2**20:.1f} MiB{' and RAM' if run['in_ram'] else ''}",
     "settings": lambda run: _settings(run["config"], run["warmup_steps"]),
 }
+
+
+def _speedup(run: dict) -> str:
+    if run["estimated_speedup"] is None:
+        return "-"
+    return f"{run['estimated_speedup']:.2f}x{' without validate' if run['config']['validate'] else ''}"
+
+
+def _off(run: dict) -> str:
+    """By how much what was left out was off, where the run has computed it as well."""
+    missed = [e["missed"] for e in run["evaluations"] if sum(e["reused"]) and e["missed"] is not None]
+    return f"{statistics.median(missed):.2%} of the noise, {max(missed):.2%} at most" if missed else "-"
 
 
 def _settings(config: dict, warmup: int | None) -> str:

@@ -90,13 +90,13 @@ def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pic
     assert entry["status"]["status_str"] == "success"
     (record,) = [r for r in page.records() if r["prompt_id"] == entry["prompt_id"]]
     text = page.figures
-    assert f"{record['reuse_ratio']:.0%}".replace("%", " %") + " reused" in text and record["reused"] > 0
+    assert f"{record['reuse_ratio']:.0%}".replace("%", " %") + " left out" in text and record["reused"] > 0
     assert f"{record['estimated_speedup']:.2f}x (estimated)" in text
     assert f"{record['peak_bytes'] / 2**20:.1f} MiB held" in text
     shown = times(text)
     assert shown == {float(figures._seconds(record[name])[:-2].strip()) for name in ("seconds_full", "seconds_reuse")}
     history = next(output["text"][0] for output in entry["outputs"].values() if "text" in output)
-    assert f"{record['reused']} of {record['total']} ({record['reuse_ratio']:.0%})" in history
+    assert f"{record['reused']} of {record['total']} block calls ({record['reuse_ratio']:.0%})" in history
     assert shown <= times(history)  # 0.0460 there is 0.046 here
     for value in (f"{record['estimated_speedup']:.2f}x", re.search(r"[\d.]+ MiB", text)[0]):
         assert f" {value}\n" in history, value
@@ -149,18 +149,20 @@ def test_the_map_is_in_no_file_and_on_no_global(page):
     page.demo()
     saved = page.run("() => app.graph.serialize()")
     (node,) = [n for n in saved["nodes"] if n["type"] == "ForesightApply"]
-    assert node["widgets_values"] == ["paper", 2, 0, 0, 0, 1, "auto", 0] and "foresight_view" not in json.dumps(saved)
+    assert node["widgets_values"] == ["paper", 2, 0, 0, 0, 1, "auto", 0, False] and "foresight_view" not in json.dumps(
+        saved
+    )
     prompt = page.run("async () => (await app.graphToPrompt()).output")
     (inputs,) = [n["inputs"] for n in prompt.values() if n["class_type"] == "ForesightApply"]
-    assert len(inputs) == 9 and "foresight_view" not in inputs
+    assert len(inputs) == 10 and "foresight_view" not in inputs
     assert page.run("() => Object.keys(window).filter((key) => /foresight/i.test(key))") == []
 
 
 OLDER = {  # widget values as older versions saved them, and as they are read now
-    "forecast": ([3, 1.5, 2, 0.1, 0.9, "cpu", 2.5, "forecast"], ["forecast", 1.5, 3, 0, 0.1, 0.9, "cpu", 2.5]),
-    "forecast, off": ([0, 0.5, 1, 0, 1, "auto", 0, "forecast"], ["forecast", 0.5, 0, 1, 0, 1, "auto", 0]),
-    "paper": ([8, 0.5, 3, 0, 1, "auto", 0, "paper"], ["paper", 0.5, 8, 3, 0, 1, "auto", 0]),
-    "before forecast": ([8, 0.5, 3, 0, 1, "auto", 0], ["paper", 0.5, 8, 3, 0, 1, "auto", 0]),
+    "forecast": ([3, 1.5, 2, 0.1, 0.9, "cpu", 2.5, "forecast"], ["forecast", 1.5, 3, 0, 0.1, 0.9, "cpu", 2.5, False]),
+    "forecast, off": ([0, 0.5, 1, 0, 1, "auto", 0, "forecast"], ["forecast", 0.5, 0, 1, 0, 1, "auto", 0, False]),
+    "paper": ([8, 0.5, 3, 0, 1, "auto", 0, "paper"], ["paper", 0.5, 8, 3, 0, 1, "auto", 0, False]),
+    "before forecast": ([8, 0.5, 3, 0, 1, "auto", 0], ["paper", 0.5, 8, 3, 0, 1, "auto", 0, False]),
 }
 
 
@@ -179,8 +181,8 @@ def test_a_workflow_with_the_older_order_of_widgets_is_read_right_and_that_is_sa
         assert [inputs[key] for key in names] == expected, name
     said = page.page.get_by_text("saved with an older Foresight")
     assert said.count() == 1
-    for values in (["paper", 2, 0, 0, 0, 1, "auto", 0], ["forecast", 0.5, 1, 3, 0, 1, "gpu", 1]):
-        node["widgets_values"] = values
+    for values in (["paper", 2, 0, 0, 0, 1, "auto", 0, False], ["forecast", 0.5, 1, 3, 0, 1, "gpu", 1, True]):
+        node["widgets_values"] = values if values[-1] else values[:-1]  # from before there was a validate
         (tmp_path / "today.json").write_text(json.dumps(today))
         loaded = page.load(tmp_path / "today.json")["output"]
         (inputs,) = [n["inputs"] for n in loaded.values() if n["class_type"] == "ForesightApply"]

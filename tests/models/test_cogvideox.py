@@ -109,7 +109,7 @@ def test_foresight_reuses_it(kind, caplog):
     assert torch.equal(plain, sample(nothing, noise, texts, 12, 4.0))
     much = comfyui.apply_foresight(patcher, PaperConfig(threshold=2.0, warmup_steps=2))
     assert torch.isfinite(sample(much, noise, texts, 12, 4.0)).all()
-    assert [r for r in caplog.records if "Foresight reused" in r.getMessage()]
+    assert [r for r in caplog.records if "Foresight left out" in r.getMessage()]
 
 
 def test_a_model_in_parts(kind, tmp_path):

@@ -322,4 +322,4 @@ def test_foresight_reuses_both_conds_of_a_call(request, caplog, name):
     much = comfyui.apply_foresight(patcher, PaperConfig(threshold=2.0, warmup_steps=2, sample_rows=0))
     fast = sample(much, noise, *conds, 4.0, 12)
     assert torch.isfinite(fast).all() and not torch.equal(fast, plain)
-    assert [r.getMessage() for r in caplog.records if "Foresight reused" in r.getMessage()]
+    assert [r.getMessage() for r in caplog.records if "Foresight left out" in r.getMessage()]

@@ -52,7 +52,7 @@ def test_folders_that_take_nothing_cost_no_latent(model, folders, break_folder, 
     latent = sample(patched)
     break_folder(folders / name)
     output = execute(ForesightReport, patched, latent, "foresight/report", prompt=NODES)
-    assert output.args[0] is latent and output.args[4] > 0 and "block calls reused" in output.args[2]
+    assert output.args[0] is latent and output.args[4] > 0 and "block calls (" in output.args[2]
     (text,) = output.ui["text"]
     said = "the report was not saved, the latent is passed on: " if name == "output" else "the picture is not shown: "
     assert text.startswith(output.args[2]) and re.search(said + ".*[a-z]", text)

@@ -27,6 +27,7 @@ WIDGETS = [
     "end_percent",
     "cache_device",
     "cache_budget_gb",
+    "validate",
 ]
 
 

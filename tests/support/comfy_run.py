@@ -38,8 +38,9 @@ class Run:
             return self._wrapped(WRAPPERS.CALC_COND_BATCH, lambda: self.call_model(step, **extra), None)
 
         with torch.inference_mode():
-            x = self.sampler_latent(step)
-            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, self._guider(), x, self._sigma(step))
+            x, options = self.sampler_latent(step), {**self.options["transformer_options"], **extra}
+            given = x, self._sigma(step), {**self.options, "transformer_options": options}
+            return self._wrapped(WRAPPERS.PREDICT_NOISE, predict_noise, self._guider(), *given)
 
     def sampler_latent(self, step):
         """The sampler's own latent at a step."""

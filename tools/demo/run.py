@@ -87,7 +87,7 @@ def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
     videos.write_gif(out / "side_by_side.gif", video)
     first, by_setting = next(iter(clips.items()))
     runs = {setting: clip.stats for setting, clip in by_setting.items() if clip.stats}
-    Image.fromarray(plot.block_map(runs, f'"{first}", {steps} steps')).save(out / "map.png")
+    Image.fromarray(plot.run_map(runs, f'"{first}", {steps} steps')).save(out / "map.png")
     data = {
         "host": host,
         "machine": {"system": platform.platform(), "processor": hosts.processor(), "cores": os.cpu_count(),

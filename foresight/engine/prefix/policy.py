@@ -37,6 +37,7 @@ class PaperConfig(Config):
 
     name: ClassVar[str] = "paper"
     unused: ClassVar[str] = "no block qualified"
+    by_block: ClassVar[bool] = True
 
     cache_kind: str = chosen("output", CACHE_KINDS)
     sample_rows: int = limited(1024, 0, 1 << 20, 1)

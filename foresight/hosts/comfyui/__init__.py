@@ -6,7 +6,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 
 from ...engine import Config
-from ..blocks import family_of
+from ..blocks import UnsupportedModel, family_of
 from . import handover, live
 from .families import FAMILIES
 from .prompts import Newest, Present
@@ -33,10 +33,9 @@ def apply_foresight(
         shown_id: The node on the screen that a loop made this one of.
 
     Raises:
-        UnsupportedModel: the diffusion model's class is not in the table of families.
+        UnsupportedModel: the method looks at blocks, and the diffusion model's class is not in the table of families.
     """
-    diffusion_model = getattr(model_patcher.model, "diffusion_model", model_patcher.model)
-    family_of(getattr(diffusion_model, "_orig_mod", diffusion_model), FAMILIES)
+    _check(model_patcher.model, config)
     patched = model_patcher.clone()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     if config.off_reason:
@@ -44,6 +43,19 @@ def apply_foresight(
     else:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Template(config, node_id, shown_id))
     return patched
+
+
+def _check(model: object, config: Config) -> None:
+    """Refuse a model that a method by block does not know; say that another method was not tested with it."""
+    diffusion_model = getattr(model, "diffusion_model", model)
+    diffusion_model = getattr(diffusion_model, "_orig_mod", diffusion_model)
+    try:
+        family_of(diffusion_model, FAMILIES, advice="Use the method forecast, which takes every model.")
+    except UnsupportedModel:
+        if config.by_block:
+            raise
+        name = type(diffusion_model).__name__
+        log.info("Foresight: %s is not among the models that were tested; validate shows how good it is there", name)
 
 
 def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", present: Present | None = None) -> list[dict]:

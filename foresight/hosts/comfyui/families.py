@@ -138,3 +138,9 @@ FAMILIES = (
     _spatial_temporal("Latte", "latte.LatteDiT", "transformer_blocks", "temporal_transformer_blocks"),
     _spatial_temporal("Open-Sora 1.2", "open_sora.STDiT3", "spatial_blocks", "temporal_blocks"),
 )
+
+
+def keeps_state(model_options: Mapping) -> bool:
+    """Whether each evaluation leaves something behind in the model that the next one needs."""
+    options = model_options.get("transformer_options", {})
+    return any(family.plain_with in options for family in FAMILIES if family.plain_with)

@@ -22,7 +22,7 @@ from . import memory
 from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
-from .families import FAMILIES, ComfyFamily
+from .families import FAMILIES, ComfyFamily, keeps_state
 from .outputs import Parts, SamplerFunctions
 from .replay import Replay, amplification, takes_euler_steps
 
@@ -100,13 +100,17 @@ class SamplerRun:
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        for kind, wrapper in (
+        wrappers = [
             (WrappersMP.PREPARE_SAMPLING, self._prepare_sampling),
             (WrappersMP.PREDICT_NOISE, self._predict_noise),
-            (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
-            (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
-            (WrappersMP.APPLY_MODEL, self._apply_model),
-        ):
+        ]
+        if self._config.by_block:
+            wrappers += [
+                (WrappersMP.CALC_COND_BATCH, self._calc_cond_batch),
+                (WrappersMP.DIFFUSION_MODEL, self._diffusion_model),
+                (WrappersMP.APPLY_MODEL, self._apply_model),
+            ]
+        for kind, wrapper in wrappers:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
         if self._run.may_restart:
             self._replay.install(options)
@@ -123,7 +127,7 @@ class SamplerRun:
     def _prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         """Let ComfyUI plan for what will be stored: it sizes by the model's memory factor. `model` is the patcher."""
         patcher, model, shape = model, model.model, tuple(noise_shape)
-        family, stack = self._stack(model.diffusion_model)
+        family, stack = self._stack(model.diffusion_model) if self._config.by_block else (None, [])
         need = memory.planned_bytes(self._run, model, family, len(stack), shape, conds, self._cfg)
         usual, found = model.memory_required(list(noise_shape)), model.memory_usage_factor
         if not self._run.stats.inactive:
@@ -142,6 +146,8 @@ class SamplerRun:
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options, parts = model_options or {}, self._parts.split(x)
+        if keeps_state(options) and not self.stats.inactive:
+            self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             held = 0 if self.stats.in_ram else self._run.held_bytes
@@ -152,7 +158,7 @@ class SamplerRun:
             self._watch()
         self._keys.begin_evaluation(trajectory)
         if self._run.kind == "plain":
-            return executor(x, timestep, options, seed)
+            return self._run.output("denoised", None, lambda: (executor(x, timestep, options, seed),), x.device)[0]
         guider = executor.class_obj
         functions = self._functions.among(options, guider)
         computed, made, seen = [], [], self._functions.watched(options, guider) if functions else options
@@ -230,11 +236,8 @@ class SamplerRun:
         options = transformer_options(args, kwargs)
         if family is None or options is None:
             return None, stack, []
-        keeps_state = family.plain_with in options
-        if wrapped is (keeps_state or not family.wrapped):  # with state of their own, not all forwards call wrappers
+        if wrapped is (family.plain_with in options or not family.wrapped):  # with state, not all call wrappers
             return None, stack, []
-        if keeps_state and not self._run.stats.inactive:
-            self._run.deactivate("blocks write a KV cache in each evaluation", everywhere=True)
         latent = x[0] if isinstance(x, list) else x  # video and audio come as a list
         with self._run.lock:
             keys = self._keys.of_call(model, options, latent.device)

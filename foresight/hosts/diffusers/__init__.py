@@ -1,13 +1,15 @@
 """Foresight in diffusers: one hook on the transformer, in diffusers' own registry."""
 
+import logging
+
 import diffusers
 import torch
 
 from ...engine import Config, ForecastConfig, RunStats
 from ...engine.compiler import keep_out_of_graphs
-from ..blocks import family_of
-from .families import FAMILIES
+from .families import family_for
 
+log = logging.getLogger(__name__)
 OLDEST = (0, 42)  # the first whose state managers say which context a call is in
 
 
@@ -62,6 +64,14 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
         del transformer.forward  # diffusers leaves the bound method behind
 
 
+def _check(transformer: torch.nn.Module, config: Config) -> None:
+    """Refuse a diffusers that is too old and a model that cannot be; say that a model was not tested."""
+    check_version(diffusers.__version__)
+    family = family_for(transformer, config)
+    if not family.known:
+        log.info("Foresight: %s is not among the models that were tested; validate shows how good it is", family.name)
+
+
 def apply_foresight(
     transformer: torch.nn.Module,
     config: Config | None = None,
@@ -80,7 +90,8 @@ def apply_foresight(
     ```
 
     Args:
-        transformer: One of the classes in the table of families, compiled (`transformer.compile()`) or not.
+        transformer: The pipeline's transformer, or its UNet, compiled (`transformer.compile()`) or not. The method
+            paper takes the classes in the table of families.
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
         steps: Denoising steps of a run. Wan's pipeline says it by itself; for the others, without it, the paper's
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
@@ -90,15 +101,14 @@ def apply_foresight(
 
     Raises:
         ImportError: diffusers is older than 0.42.
-        UnsupportedModel: the class of `transformer` has no record.
+        UnsupportedModel: the method paper does not know the class; or its forward has neither latent nor timestep.
     """
-    check_version(diffusers.__version__)
     transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
-    family_of(transformer, FAMILIES, advice="Leave Foresight off this transformer.")
+    _check(transformer, config := config or ForecastConfig())
     keep_out_of_graphs()  # diffusers has loaded the compiler
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
-    hook = ForesightHook(config or ForecastConfig(), steps, until, group)
+    hook = ForesightHook(config, steps, until, group)
     registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

@@ -1,10 +1,14 @@
-"""The models of diffusers whose blocks are known, one record each."""
+"""The models of diffusers whose blocks are known, one record each, and what is taken of all others."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from ...engine import Config
 from ...engine.tensors import Tensors
-from ..blocks import Family, Section
+from ..blocks import Family, Section, UnsupportedModel, class_name, family_of
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,19 @@ class DiffusersFamily(Family):
         timestep: Argument of the model that says the noise level.
         latents: Arguments that are what the sampler works on, in the order of the results that are for them.
         flow: It is a flow model whose timestep is the share of noise, times 1000 as a rule, and gives a velocity.
-        rises: Its timestep is the share of what is not noise, and its velocity goes the other way.
+        rises: Where its timestep is the share of what is not noise, so that its velocity goes the other way: what it is
+            when no noise is left; else 0.
     """
 
     timestep: str = "timestep"
     latents: tuple[str, ...] = ("hidden_states", "audio_hidden_states")
     flow: bool = True
-    rises: bool = False
+    rises: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether more is known of it than what its forward's arguments say."""
+        return bool(self.sections) or self.flow
 
 
 def _frames_to_tokens(base: Tensors, inputs: Tensors, kwargs: Mapping) -> Tensors:
@@ -71,7 +81,7 @@ FAMILIES = (
         flow=False,
     ),
     DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS, flow=False),
-    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=True),
+    DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=1000.0),
     DiffusersFamily(
         "HunyuanVideo",
         _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
@@ -133,3 +143,38 @@ FAMILIES = (
         also=(_XFUSER + "transformer_minimax_h3.xFuserMiniMaxH3Transformer3DWrapper",),
     ),
 )
+
+# flow models of images, with their `rises`: a method that leaves blocks alone needs to know no more
+FLOW = {
+    _D + "transformer_flux.FluxTransformer2DModel": 0.0,
+    _D + "transformer_qwenimage.QwenImageTransformer2DModel": 0.0,
+    _D + "transformer_sd3.SD3Transformer2DModel": 0.0,
+    _D + "transformer_z_image.ZImageTransformer2DModel": 1.0,
+    _D + "transformer_lumina2.Lumina2Transformer2DModel": 1.0,
+}
+_LATENTS = ("hidden_states", "sample", "x")  # what models of diffusers call the latent that comes in
+_TIMES = ("timestep", "timesteps", "t", "timestep_ratio")  # and the noise level
+
+
+def family_for(model: torch.nn.Module, config: Config) -> DiffusersFamily:
+    """The record of a model, or for a method that leaves blocks alone what its forward's arguments say.
+
+    Raises:
+        UnsupportedModel: the method needs the blocks and there is no record; or the forward has no latent or timestep.
+    """
+    try:
+        return family_of(model, FAMILIES, advice="Use ForecastConfig, which takes every model.")
+    except UnsupportedModel:
+        if config.by_block:
+            raise
+    arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+    latents, times = ([name for name in names if name in arguments] for names in (_LATENTS, _TIMES))
+    if not latents or not times:
+        raise UnsupportedModel(
+            f"Foresight does not know what to forecast of {type(model).__name__}: its forward needs one of "
+            f"{', '.join(_LATENTS)} and one of {', '.join(_TIMES)}, it has {', '.join(arguments)}. "
+            "Leave Foresight off this model."
+        )
+    name, arguments = class_name(model), {"timestep": times[0], "latents": (latents[0],)}
+    flow = {"flow": name in FLOW, "rises": FLOW.get(name, 0.0)}
+    return DiffusersFamily(type(model).__name__, name, (), **arguments, **flow)

@@ -15,9 +15,8 @@ from ...engine.compiler import outside_graphs
 from ...engine.schedule import LOWEST
 from ...engine.tensors import Tensors, read_level
 from .. import blocks
-from ..blocks import family_of
 from ..ranks import Ranks, ranks_of
-from .families import FAMILIES
+from .families import family_for
 from .latents import Latents, latents_of
 from .outputs import Result, View
 from .streams import Streams
@@ -63,9 +62,9 @@ class ForesightHook(ModelHook):
         return self._run.stats if self._run is not None else self._stats
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        family = family_of(module, FAMILIES)
-        self._module = module
-        self._family, self._stack = family, family.stack(module)
+        self._family, self._module = family_for(module, self._config), module
+        self._rises, self._top = self._family.rises > 0, self._family.rises
+        self._stack = self._family.stack(module) if self._config.by_block else []
         self._signature = inspect.signature(type(module).forward)
         return module
 
@@ -110,7 +109,7 @@ class ForesightHook(ModelHook):
         sigma = getattr(self._context, "sigma", None)
         if self._family.flow and isinstance(sigma, float) and 0 <= sigma <= 1:
             return sigma
-        return 1000 - timestep if self._family.rises and timestep is not None else timestep
+        return self._top - timestep if self._rises and timestep is not None else timestep
 
     def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
         parts = self._latents.begin(name, latents)
@@ -118,6 +117,7 @@ class ForesightHook(ModelHook):
         level = self._run.read_back(level, parts) if checked else read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
+            level = self._turn(level)
             self.end_run()
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
@@ -127,6 +127,15 @@ class ForesightHook(ModelHook):
                 self._scale = _scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
         self._last_level = level
+
+    def _turn(self, level: float) -> float:
+        """The level, counted the other way where a model without a record turns out to have timesteps that rise."""
+        if self._family.known or len(self._run.stats.evaluations) > 1:
+            return level
+        if not self._rises:
+            self._top = 1000.0 if level > 1 else 1.0
+        self._rises = not self._rises
+        return self._top - level
 
     def _new_run(self, level: float | None) -> Run:
         self._scale = _scale_of(level)
@@ -162,14 +171,17 @@ class ForesightHook(ModelHook):
     @torch.compiler.disable(recursive=False)
     def _compute(self, name: str, args: tuple, kwargs: dict, view: View, computed: list) -> Tensors:
         forward = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
-        result = blocks.run_blocks(self._run, self._stack, [name], forward, self._family.batch_dim or 0)
+        if self._config.by_block:
+            result = blocks.run_blocks(self._run, self._stack, [name], forward, self._family.batch_dim or 0)
+        else:
+            result = forward()
         return self._seen(name, result, view, computed)
 
     @outside_graphs()
     def _view(self, name: str, latents: Tensors) -> View:
         sigma = None
         if self._family.flow and self._last_level is not None:
-            sigma = self._share(self._last_level) * (-1 if self._family.rises else 1)
+            sigma = self._share(self._last_level) * (-1 if self._rises else 1)
         return View(latents, self._latents.conds(name, latents), sigma)
 
     @outside_graphs()

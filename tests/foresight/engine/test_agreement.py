@@ -96,7 +96,7 @@ def test_processes_that_see_the_same_do_what_one_does():
     alone, computed, stats = euler()
     together = Together(3)
     results, errors = together.all(lambda rank, worst: euler(worst))
-    assert errors == [None] * 3 and stats.reused == 0 and not all(computed)
+    assert errors == [None] * 3 and not all(computed)
     for latents, same, record in results:
         assert torch.equal(latents, alone) and same == computed and kinds(record) == kinds(stats)
     assert together.exchanges == STEPS  # one for each evaluation, and none at the end

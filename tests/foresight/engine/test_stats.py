@@ -25,7 +25,7 @@ def test_figures():
 
 def test_the_line():
     assert stats().summary() == (
-        "reused 2 of 16 block calls (12%), measured 2 s per full and 1 s per reuse evaluation, "
+        "left out 2 of 16 block calls (12%), measured 2 s per full and 1 s per reuse evaluation, "
         "estimated speed-up 1.14x, held 3.0 MiB"
     )
     nothing = RunStats(PaperConfig(), 4, 3, [Evaluation("full", 1.0, 1.0, [2], [0], [1.5])])
@@ -38,7 +38,7 @@ def test_the_line():
 
 def test_to_dict_is_json_and_complete():
     data = json.loads(json.dumps(stats().to_dict()))
-    assert data["format"] == 3
+    assert data["format"] == 4
     assert data["evaluations"][3] == {
         "kind": "reuse",
         "level": 0.5,
@@ -46,6 +46,9 @@ def test_to_dict_is_json_and_complete():
         "computed": [0, 2],
         "reused": [2, 0],
         "ratio": [None, 1.2],
+        "share": None,
+        "expected": None,
+        "missed": None,
     }
     assert data["config"]["threshold"] == 0.5 and data["estimated_speedup"] == pytest.approx(8 / 7)
 

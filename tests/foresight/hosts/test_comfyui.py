@@ -358,7 +358,7 @@ def test_one_line_per_run(models, caplog):
         sample(models["wan"], patched(models["wan"], MUCH))
     _, line = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
     assert (
-        line.startswith("Foresight reused ")
+        line.startswith("Foresight left out ")
         and "block calls" in line
         and "per reuse evaluation" in line
         and "held" in line
@@ -406,7 +406,7 @@ def test_an_unsupported_model_is_refused_by_name():
         apply_foresight(Patcher, PaperConfig())
     text = str(error.value)
     assert "Lumina" in text and __name__ in text
-    assert all(family.name in text for family in families.FAMILIES)
+    assert all(family.name in text for family in families.FAMILIES) and "Use the method forecast" in text
 
 
 def test_a_subclass_whose_blocks_may_do_more_is_refused():

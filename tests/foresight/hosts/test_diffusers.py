@@ -200,13 +200,19 @@ def test_one_line_per_run(transformers, name, applied, caplog):
     with caplog.at_level(logging.INFO, logger=adapter.__name__):
         loop(transformers[name], name)
     (line,) = [r.getMessage() for r in caplog.records if r.name == adapter.__name__]
-    assert line.startswith("Foresight reused ")
+    assert line.startswith("Foresight left out ")
 
 
 def test_an_unsupported_model_is_refused_by_name():
     with pytest.raises(blocks.UnsupportedModel) as error:
+        apply_foresight(torch.nn.Identity(), PaperConfig())
+    text = str(error.value)
+    assert "Identity" in text and all(family.name in text for family in families.FAMILIES)
+    assert "Use ForecastConfig" in text
+    with pytest.raises(
+        blocks.UnsupportedModel, match="needs one of hidden_states, sample, x and one of timestep, .* it has input"
+    ):
         apply_foresight(torch.nn.Identity())
-    assert "Identity" in str(error.value) and all(family.name in str(error.value) for family in families.FAMILIES)
 
 
 @pytest.mark.parametrize("pipeline", ["wan", "hunyuan", "cogvideox", "ltx", "latte"])

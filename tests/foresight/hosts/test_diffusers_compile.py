@@ -79,4 +79,4 @@ def test_messages_speak_of_diffusers():
         with pytest.raises(blocks.UnsupportedModel) as error:
             apply_foresight(model)
         said = str(error.value)
-        assert "Identity" in said and "OptimizedModule" not in said and "node" not in said and "transformer" in said
+        assert "Identity" in said and "OptimizedModule" not in said and "node" not in said and "this model" in said

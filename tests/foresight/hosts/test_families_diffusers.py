@@ -7,8 +7,9 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
-from foresight.hosts.diffusers import apply_foresight, families
+from foresight.hosts.diffusers import families
 from support import contract
+from support.diffusers_run import Plain, Run, forecast_runs
 from support.diffusers_transformers import TRANSFORMERS, sana_wm_refiner
 from support.told import computes
 
@@ -22,40 +23,6 @@ def stack_of(transformer):
     return blocks.family_of(transformer.model, families.FAMILIES).stack(transformer.model)
 
 
-class Run:
-    """Calls without a context, as a hand-written loop makes them; with a config, Foresight is on the transformer.
-
-    Without `moves` the latent stays as it is, so that no sampler has taken in what it was given in any other way.
-    """
-
-    def __init__(self, transformer, config=None, steps=contract.STEPS, moves=True, **options):
-        self.transformer, self.steps, self.moves, self.options = transformer, steps, moves, options
-        self.handle = apply_foresight(transformer.model, config, steps=steps) if config else None
-
-    def __call__(self, step):
-        timestep = torch.tensor([1000.0 * (1 - step / self.steps)])
-        x = contract.latent_at(self.transformer.latent, step if self.moves else 0)
-        with torch.no_grad():
-            return self.transformer.call(x, timestep, **self.options)
-
-    def end(self):
-        self.handle.remove()
-        return self.handle.stats
-
-
-class Plain(Run):
-    """The same model while another run has its hook on it: straight to the class's forward."""
-
-    def __call__(self, step):
-        model = self.transformer.model
-        hooked = model.__dict__.pop("forward", None)
-        try:
-            return super().__call__(step)
-        finally:
-            if hooked is not None:
-                model.forward = hooked
-
-
 def test_measuring_changes_nothing(transformer):
     active = Run(transformer, PaperConfig(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(transformer), Plain(transformer), active, active.end)
@@ -67,12 +34,6 @@ def test_reuse_is_what_a_network_with_stubs_gives(transformer, kind, interval):
     config = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0, cache_kind=kind, reuse_interval=interval)
     active = Run(transformer, config)
     contract.check_reuse(transformer.model, stack_of(transformer), Plain(transformer), active, active.end, kind)
-
-
-def forecast_runs(transformer, config, **options):
-    """A plain run and one with the method "forecast", for `contract`."""
-    options |= {"steps": contract.FORECAST_STEPS, "moves": False}
-    return Plain(transformer, **options), Run(transformer, config, **options)
 
 
 ALL = computes(range(contract.FORECAST_STEPS))  # a plan that would leave steps out, and a policy that computes them

@@ -51,7 +51,7 @@ def test_the_plan_is_logged_before_the_first_evaluation(models, caplog):
         sample(models["wan"], apply_foresight(models["wan"].patcher, MUCH))
     first, last = [r.getMessage() for r in caplog.records if r.name == comfyui.__name__]
     assert first == "Foresight: at most 5 of 14 steps can be reused, about 0.0 MiB will be held"
-    assert last.startswith("Foresight reused")
+    assert last.startswith("Foresight left out")
 
 
 def test_a_short_device_moves_hidden_states_to_ram_then_ends_reuse(models, runs, monkeypatch):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.engine.stats import FORMAT, Evaluation, RunStats, format_seconds
-from foresight.report import figures, plot, quality
+from foresight.report import figures, plot, quality, strip
 
 SCHEMA = Path(__file__).resolve().parents[3] / "foresight" / "report" / "schema.json"
 
@@ -55,6 +55,41 @@ def run(reuse: bool = True, inactive: str | None = None) -> dict:
     return {**about, **json.loads(json.dumps(stats.to_dict()))}
 
 
+def forecast_run(validate: bool = True, inactive: str | None = None) -> dict:
+    """A step computed, one left out, one computed, and two of the plan that the run did not come to."""
+    stats = RunStats(ForecastConfig(validate=validate), 5, 1, planned=3, inactive=inactive)
+    stats.outlook = [{"level": 1 - k / 5, "share": 0.2, "computes": k % 2 == 0} for k in range(5)]
+    for k, (kind, ratio, expected, missed) in enumerate(
+        [("warmup", None, None, None), ("reuse", 0.5, 0.02, 0.03 if validate else None), ("full", 1.5, 0.04, 0.04)]
+    ):
+        row = Evaluation(kind, 1 - k / 5, 2.0, share=0.1 * (k + 1), expected=expected, missed=missed)
+        row.count(0, kind == "reuse", 1, ratio)
+        stats.evaluations.append(row)
+    about = dict(run=1, node_id="7", workflow_id=None, prompt_id="p", sampler_id="3", done=True)
+    return {**about, **json.loads(json.dumps(stats.to_dict()))}
+
+
+def test_the_strip_of_a_forecast():
+    columns = strip.columns(forecast_run())
+    assert [column.left_out for column in columns] == [False, True, False, True, False]
+    assert [column.reached for column in columns] == [True] * 3 + [False] * 2
+    assert [column.height for column in columns] == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 2 / 3])
+    assert [column.predicted for column in columns] == [None, 0.5, 1.5, None, None]
+    assert columns[1].real == pytest.approx(0.75) and columns[2].real == 1.5 and columns[0].real is None
+    assert strip.columns(forecast_run(validate=False))[1].real is None
+    assert len(strip.columns(forecast_run(inactive="no room"))) == 3  # what was planned will not come
+    assert len(strip.columns({**forecast_run(), "evaluations": []})) == 5
+
+
+def test_a_run_that_validates_says_what_it_would_have_been():
+    rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": forecast_run()}).splitlines()[1:])
+    assert rows["left out"] == "1 of 3 outputs (33%)" and rows["speed-up, estimated"] == "1.50x without validate"
+    assert rows["error of it, validated"] == "3.00% of the noise, 3.00% at most"
+    assert rows["reuse evaluation, measured"] == "-"
+    rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": forecast_run(False)}).splitlines()[1:])
+    assert rows["error of it, validated"] == "-" and "validate" not in rows["speed-up, estimated"]
+
+
 def test_totals_add_up():
     sums = figures.totals([run(), run()])
     assert (sums["reused"], sums["total"], sums["reuse_ratio"]) == (8, 36, 8 / 36)
@@ -66,7 +101,12 @@ def test_totals_add_up():
 
 def test_the_table_says_what_was_measured():
     text = figures.table({"run": run(), "off": run(False, "no room")})
-    assert "4 of 18 (22%)" in text and "1.20x" in text and "3.0 MiB" in text and "paper, W 3, gamma 0.5" in text
+    assert (
+        "4 of 18 block calls (22%)" in text
+        and "1.20x" in text
+        and "3.0 MiB" in text
+        and "paper, W 3, gamma 0.5" in text
+    )
     assert text.endswith("off: inactive: no room")
     assert "2 of 3 evaluations" in text and "steps computed" not in text  # the method paper has no plan
 
@@ -91,7 +131,7 @@ def test_no_time_has_an_exponent(seconds, text):
 def test_a_run_of_another_format_is_refused_by_its_number():
     older = {key: value for key, value in run().items() if key not in ("planned", "restarts", "uncorrected")}
     for read in (lambda r: figures.totals([r]), lambda r: figures.table({"run": r})):
-        with pytest.raises(ValueError, match="format=2 of a run: must be 3. Another version of Foresight made it"):
+        with pytest.raises(ValueError, match="format=2 of a run: must be 4. Another version of Foresight made it"):
             read({**older, "format": 2})
 
 
@@ -105,7 +145,7 @@ def test_the_report_file_fits_its_schema_and_the_schema_refuses_another():
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    report = json.loads(json.dumps(figures.report_file([run(), run(False)])))
+    report = json.loads(json.dumps(figures.report_file([run(), run(False), forecast_run()])))
     jsonschema.validate(report, schema)
     report["runs"][0]["evaluations"][0]["kind"] = "maybe"
     with pytest.raises(jsonschema.ValidationError):
@@ -134,13 +174,20 @@ def colours(image: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def test_the_map_shows_every_colour(library):
-    image = plot.block_map({"one": run(), "two": run(False, "no room")}, "title")
+    image = plot.run_map({"one": run(), "two": run(False, "no room")}, "title")
     assert image.dtype == np.uint8 and image.shape[1] > 600
     assert {plot.REUSED, plot.COMPUTED, plot.CLOSE, plot.WARMUP} <= colours(image)
 
 
+def test_the_map_of_a_forecast_is_a_strip(library):
+    image = plot.run_map({"one": forecast_run()}, "title")
+    assert {plot.REUSED, plot.COMPUTED, plot.CLOSE} <= colours(image) and plot.WARMUP not in colours(image)
+    both = plot.run_map({"one": forecast_run(), "two": run()}, "title")
+    assert {plot.REUSED, plot.COMPUTED, plot.CLOSE, plot.WARMUP} <= colours(both) and both.shape[0] > image.shape[0]
+
+
 def test_a_long_reason_stays_in_the_picture(library):
-    short, long = (plot.block_map({"one": run(False, reason)}, "title") for reason in ("no room", "no room, " * 40))
+    short, long = (plot.run_map({"one": run(False, reason)}, "title") for reason in ("no room", "no room, " * 40))
     assert (short != long).any() and (short[:, -12:] == long[:, -12:]).all()
 
 

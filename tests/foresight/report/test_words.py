@@ -30,7 +30,8 @@ def say(tmp_path):
 
 def record(**more) -> dict:
     """Four of five steps planned; so far one evaluation was computed and one left out."""
-    rows = [{"computed": [2], "reused": [0]}, {"computed": [0], "reused": [2]}]
+    unknown = {"ratio": [None], "share": None, "expected": None, "missed": None}
+    rows = [{"computed": [2], "reused": [0], **unknown}, {"computed": [0], "reused": [2], **unknown}]
     figures_of_run = dict(reuse_ratio=0.5, reused=2, estimated_speedup=1.5, seconds_full=2.0, seconds_reuse=0.00031)
     rest = dict(peak_bytes=3 << 20, in_ram=False, restarts=0, uncorrected=None, inactive=None, done=False)
     return {"format": figures.FORMAT, "planned": 4, "steps": 5, "evaluations": rows, **figures_of_run, **rest, **more}
@@ -39,14 +40,14 @@ def record(**more) -> dict:
 def test_the_plan_stands_there_before_the_first_evaluation(say):
     begun = record(evaluations=[], reuse_ratio=0, reused=0, seconds_full=None, seconds_reuse=None)
     assert say("words.figuresOf(run, 5)", begun) == [
-        "evaluation 0 of 5 · 0 % reused",
+        "evaluation 0 of 5 · 0 % left out",
         "plan: 4 of 5 steps computed, 1.25x",
     ]
 
 
 def test_at_the_end_it_says_what_became_of_the_plan(say):
     assert say("words.figuresOf(run, 2)", record(done=True, restarts=1, uncorrected="no memory", inactive="why")) == [
-        "evaluation 2 of 2 · 50 % reused · 1.50x (estimated)",
+        "evaluation 2 of 2 · 50 % left out · 1.50x (estimated)",
         "plan: 4 of 5 steps computed, 1.25x; it became 1 of 2 evaluations",
         "2.00 s per full evaluation, 0.310 ms with reuse · 3.0 MiB held",
         "sampler started again once with better outputs",
@@ -56,6 +57,26 @@ def test_at_the_end_it_says_what_became_of_the_plan(say):
     plan = say("words.planOf(run)", record(done=True, steps=2, planned=2))
     assert plan == "plan: 2 of 2 steps computed, 1.00x; it became 1"  # one evaluation a step
     assert say("words.planOf(run)", record(planned=None)) is None  # the method paper has none
+
+
+def test_what_an_evaluation_was_stands_in_one_line(say):
+    row = {"kind": "warmup", "computed": [1], "reused": [0], "ratio": [None], "share": 0.2}
+    row |= {"expected": None, "missed": None}
+    assert say("words.evaluationOf(run)", row) == "computed (warmup), 20.0 % of the way"
+    row |= {"kind": "reuse", "computed": [0], "reused": [1], "ratio": [0.5], "expected": 0.02, "missed": 0.03}
+    assert say("words.evaluationOf(run)", row) == (
+        "left out, 20.0 % of the way, 0.50 of the limit, error 2.0 % predicted, 3.0 % real"
+    )
+    assert say("words.errorsOf(run)", row) == {"predicted": 0.5, "real": 0.75}
+
+
+def test_the_steps_of_the_plan_that_are_still_to_come(say):
+    outlook = [{"level": 1 - k / 4, "share": 0.25, "computes": True} for k in range(4)]
+    begun = {"outlook": outlook, "inactive": None, "done": False, "evaluations": []}
+    assert len(say("words.aheadOf(run)", begun)) == 4
+    assert say("words.aheadOf(run)", {**begun, "evaluations": [{"level": 0.75}]}) == outlook[2:]
+    for over in ({"inactive": "no room"}, {"done": True}, {"outlook": None}):
+        assert say("words.aheadOf(run)", {**begun, **over}) == []
 
 
 def test_plan_and_times_are_worded_as_in_the_report(say):
@@ -69,7 +90,7 @@ def test_plan_and_times_are_worded_as_in_the_report(say):
 def test_the_map_knows_the_format_of_the_records_and_says_when_they_have_another(say):
     assert say("words.FORMAT") == figures.FORMAT and say("words.unreadable(run)", record()) is None
     assert say("words.unreadable(run)", record(format=2)) == (
-        "The server sends records of format 2, this page reads format 3. Reload the page."
+        "The server sends records of format 2, this page reads format 4. Reload the page."
     )
 
 

@@ -1,0 +1,70 @@
+"""By how much what was left out was off: it is computed as well, for the record, and compared with what was given."""
+
+from collections.abc import Callable
+
+import torch
+
+from .blend import GUIDED, Blend
+from .compiler import outside_graphs
+from .history import relative
+from .stats import Evaluation
+from .tensors import Tensors
+
+
+class Validation:
+    """The outputs of an evaluation that were left out, and what they would have been.
+
+    Args:
+        wanted: The user wants it; else nothing is computed or compared.
+        blend: Where the outputs are conds, what knows how much of each the sampler takes.
+    """
+
+    def __init__(self, wanted: bool, blend: Blend | None):
+        self._wanted, self._blend = wanted, blend
+        self.active = False  # while an output is computed for the record, which then counts nothing
+        self._missed: list[Tensors] = []  # of each output
+        self._units: list[Tensors] = []
+        self._factor, self._count = 1.0, 0  # of what `measured` has given: over the error itself, and how many
+
+    @outside_graphs(recursive=False)
+    def compare(
+        self, given: Tensors, compute: Callable[[], Tensors], unit: Callable[[Tensors], Tensors], device: torch.device
+    ) -> None:
+        """Compute what was left out and note the difference. Random numbers go on as if nothing had been computed.
+
+        Args:
+            given: What the sampler gets in place of `compute()`.
+            unit: From an output to tensors whose rms the error is measured in.
+        """
+        if not self._wanted:
+            return
+        devices = [device] if device.type == "cuda" else []
+        self.active = True
+        try:
+            with torch.random.fork_rng(devices):
+                real = compute()
+        finally:
+            self.active = False
+        with torch.no_grad():
+            self._missed.append(tuple(a.to(b.device) - b for a, b in zip(given, real, strict=True)))
+            self._units.append(unit(real))
+
+    def measured(self) -> list[torch.Tensor]:
+        """The errors of the evaluation that ends, 1-D on the device, to be read back."""
+        missed, units, self._missed, self._units = self._missed, self._units, [], []
+        self._factor, self._count = 1.0, len(missed)
+        if not missed:
+            return []
+        blended = [self._blend.weighted(outputs) for outputs in (missed, units)] if self._blend else [None]
+        if None in blended:
+            self._factor = GUIDED if self._blend and len(missed) > 1 else 1.0
+            return [relative(*pair).reshape(1) for pair in zip(missed, units, strict=True)]
+        self._count = 1
+        return [relative(*blended).reshape(1)]
+
+    def settle(self, values: list[float], evaluation: Evaluation | None) -> list[float]:
+        """Take the numbers of `measured` from the end of these, for the record; the others."""
+        rest, mine = values[: len(values) - self._count], values[len(values) - self._count :]
+        if mine:
+            evaluation.missed = self._factor * max(mine)
+        return rest
