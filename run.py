@@ -40,6 +40,8 @@ REQUIREMENTS = [
     "cache-dit==1.5.3",  # for the benchmarks
 ]
 
+NEWEST_FRONTEND = "comfyui-frontend-package==1.58.1"  # users have it before ComfyUI pins it; for the browser's tests
+
 # files run side by side, a file's tests in one process; from the slow ones of tests/bench and tests/browser on
 TEST_OPTIONS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
@@ -78,6 +80,9 @@ def environment(comfyui: Path | None) -> Path:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
         (folder / "complete").write_text("\n".join(wanted) + "\n")
+    if comfyui is not None and not (folder / "newest-frontend").is_dir():
+        place = ["--no-deps", "--target", folder / "newest-frontend"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *place, NEWEST_FRONTEND], check=False)
     return python
 
 

@@ -1,12 +1,13 @@
 // The live map on the Foresight node, and the text of the report nodes. Shows what the server says; decides nothing.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { MapView, element } from "./map.js";
+import { element } from "./element.js";
+import { MapView } from "./map.js";
 import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./runs.js";
 import { readOlderFiles } from "./saved.js";
 
 const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
-const MAP_HEIGHT = 205;
+const MAP_HEIGHT = 230;
 
 const views = new WeakMap(); // node -> MapView or TextView
 
@@ -64,7 +65,10 @@ app.registerExtension({
       if (isHere(detail)) views.get(findNode(detail.node_id))?.refresh();
     });
     api.addEventListener("reconnected", update); // events were lost
-    new MutationObserver(() => showAll()).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
+    const themed = new MutationObserver(() => showAll()); // a change of theme
+    for (const place of [document.documentElement, document.body]) {
+      themed.observe(place, { attributes: true, attributeFilter: ["class", "style"] });
+    }
     update();
   },
 

@@ -1,16 +1,11 @@
 // The live map's view: tabs of runs, the map of blocks by evaluations or the strip of evaluations, and its figures.
+import { element } from "./element.js";
+import { presetsOf } from "./presets.js";
 import { findNode, runsOf } from "./runs.js";
 import { LEGEND as STRIP_LEGEND, drawStrip } from "./strip.js";
 import { EMPTY, evaluationOf, figuresOf, isStrip, percent, unreadable } from "./words.js";
 
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
-
-export function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.append(...children);
-  return made;
-}
 
 /** What a cell shows: reused share 0..1, nearness to reuse 0..1, and the words for it. */
 function cellOf(evaluation, block) {
@@ -24,6 +19,12 @@ function cellOf(evaluation, block) {
   if (evaluation.kind === "warmup") words = "computed (warmup)";
   else if (ratio != null) words += `, ${ratio.toPrecision(2)} of the limit`;
   return { share: reused / calls, near, warmup: evaluation.kind === "warmup", words };
+}
+
+/** Whether a colour, as getComputedStyle gives it, is nearer to white than to black. */
+export function isLight(colour) {
+  const [r, g, b] = (colour.match(/[\d.]+/g) ?? []).map(Number);
+  return 0.299 * r + 0.587 * g + 0.114 * b > 127;
 }
 
 export class MapView {
@@ -41,7 +42,8 @@ export class MapView {
     this.readout.setAttribute("aria-live", "polite");
     this.legend = element("div", "foresight-legend");
     this.empty = element("div", "foresight-empty", EMPTY);
-    this.root = element("div", "foresight-map", this.empty);
+    this.presets = presetsOf(node);
+    this.root = element("div", "foresight-map", this.presets.row, this.empty);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.moveTo(null));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
@@ -49,20 +51,23 @@ export class MapView {
   }
 
   refresh() {
+    // no class of the page says this in every version of the frontend; light text stands on a dark ground in all
+    this.root.classList.toggle("foresight-dark", isLight(getComputedStyle(this.root).color));
+    this.presets.show();
     this.runs = runsOf(this.node);
     const strange = this.runs.map(unreadable).find(Boolean);
     if (!this.runs.length || strange) {
       this.run = null;
       this.empty.textContent = strange ?? EMPTY;
-      this.root.replaceChildren(this.empty);
+      this.root.replaceChildren(this.presets.row, this.empty);
       return;
     }
     const newest = this.runs.at(-1);
     const chosen = this.runs.find((r) => r.run === this.chosen);
     if (!chosen) this.chosen = null;
     this.run = chosen ?? newest;
-    if (this.root.firstChild === this.empty) {
-      this.root.replaceChildren(this.tabs, this.canvas, this.figures, this.readout, this.legend);
+    if (this.root.contains(this.empty)) {
+      this.root.replaceChildren(this.presets.row, this.tabs, this.canvas, this.figures, this.readout, this.legend);
     }
     this.showTabs();
     this.showLegend();

@@ -46,7 +46,6 @@ class ForesightApply(io.ComfyNode):
             "with two models (Wan 2.2), use one on each.",
             search_aliases=["cache", "teacache", "easycache", "magcache", "speed up video", "faster", "layer reuse"]
             + ["speed up image", "flux", "qwen image"],
-            is_experimental=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to make faster: any with forecast, with paper the known video models."

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..foresight.report import plot, quality
+from ..foresight.report import plot, quality, sound
 from .common import CATEGORY, image_of, shown
 
 
@@ -15,9 +15,8 @@ class ForesightCompare(io.ComfyNode):
             display_name="Compare Videos",
             category=CATEGORY,
             description="How close an accelerated video is to the plain one of the same seed: PSNR and SSIM of every "
-            "frame, both side by side, their difference, and the worst frame.",
-            search_aliases=["psnr", "ssim", "quality", "difference", "side by side", "A/B"],
-            is_experimental=True,
+            "frame, both side by side, their difference, and the worst frame; with sound, how far that is off.",
+            search_aliases=["psnr", "ssim", "quality", "difference", "side by side", "A/B", "audio"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("plain", tooltip="Frames of the video without reuse."),
@@ -30,6 +29,8 @@ class ForesightCompare(io.ComfyNode):
                     step=0.5,
                     tooltip="How much the difference video is amplified. Grey is no difference.",
                 ),
+                io.Audio.Input("plain_audio", optional=True, tooltip="Sound of the plain video."),
+                io.Audio.Input("audio", optional=True, tooltip="Sound of the accelerated video."),
             ],
             outputs=[
                 io.Image.Output(
@@ -49,7 +50,7 @@ class ForesightCompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plain, accelerated, difference_gain: float) -> io.NodeOutput:
+    def execute(cls, plain, accelerated, difference_gain: float, plain_audio=None, audio=None) -> io.NodeOutput:
         a, b = (frames[..., :3].cpu() for frames in (plain, accelerated))
         try:
             psnr, ssim = quality.psnr(a, b), quality.ssim(a, b)
@@ -70,6 +71,7 @@ class ForesightCompare(io.ComfyNode):
         )
         if whole == float("inf"):
             text = f"all {len(a)} frames are equal, bit for bit"
+        text += heard(plain_audio, audio)
         return io.NodeOutput(
             torch.cat([a, b], dim=2),
             difference,
@@ -80,3 +82,17 @@ class ForesightCompare(io.ComfyNode):
             text,
             ui=shown(chart, text, cls),
         )
+
+
+def heard(plain: dict | None, other: dict | None) -> str:
+    """A line about two sounds as ComfyUI has them; none where one is missing."""
+    if plain is None or other is None:
+        return ""
+    (a, rate), (b, rate_b) = ((audio["waveform"].cpu(), audio["sample_rate"]) for audio in (plain, other))
+    if rate != rate_b:
+        return f"\nsound not compared: {rate} samples a second in the plain one, {rate_b} in the other"
+    try:
+        distance = sound.log_mel_distance(a, b, rate)
+    except (ImportError, ValueError) as error:
+        return f"\nsound not compared: {error}"
+    return f"\nsound: log-mel distance {distance:.2f} dB, loudness {sound.rms_ratio(a, b):.3f} of the plain one"

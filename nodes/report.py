@@ -43,7 +43,6 @@ class ForesightReport(io.ComfyNode):
             "left out, a table with the plan, the measured figures, and a JSON file in the output folder. The latent "
             "passes through, so that it runs after sampling.",
             search_aliases=["cache statistics", "reuse map", "speed-up", "benchmark"],
-            is_experimental=True,
             is_output_node=True,
             inputs=[
                 io.MultiType.Input(

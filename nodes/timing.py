@@ -17,7 +17,6 @@ class ForesightTimer(io.ComfyNode):
             description="Measures how long the sampler runs of this model take. Put one on the plain line and one on "
             "the line with Foresight, and read both with Measured Speed-up.",
             search_aliases=["benchmark", "stopwatch", "sampling time", "measure"],
-            is_experimental=True,
             inputs=[io.Model.Input("model", tooltip="Any model; with Foresight, after it.")],
             outputs=[io.Model.Output(tooltip="The same model, timed.")],
             hidden=[io.Hidden.unique_id],
@@ -38,7 +37,6 @@ class ForesightSpeedup(io.ComfyNode):
             description="Measured sampling seconds of two timed models and their ratio, on this machine. The latents "
             "pass through, so that it runs after both samplers.",
             search_aliases=["benchmark", "compare speed", "timing"],
-            is_experimental=True,
             is_output_node=True,
             inputs=[
                 io.Model.Input("plain_model", tooltip="The plain line's MODEL, after its Foresight Timer."),

@@ -199,6 +199,18 @@ def test_the_page_names_every_field_of_a_record():
 # ---- links, paths and names
 
 
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        path = waiting.pop()
+        linked = {(path.parent / target).resolve() for target in targets(path) if target.endswith(".md")}
+        waiting += linked - reached
+        reached |= linked
+    assert set((ROOT / "docs").glob("*.md")) <= reached
+
+
 def targets(path: Path) -> list[str]:
     """Where the relative links of a page lead."""
     links = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", path.read_text(encoding="utf-8")))

@@ -56,16 +56,16 @@ def linked_models(part) -> list[dict]:
     return [model for value in part for model in linked_models(value)] if isinstance(part, list) else []
 
 
-def comfyui(base: Path) -> hosts.ComfyUI:
+def comfyui(base: Path, page: Path | None = None) -> hosts.ComfyUI:
     """A ComfyUI in this empty folder, with an empty file for every model and a stand-in for every node of another pack
-    that a workflow names."""
+    that a workflow names; `page` as there."""
     for path in WORKFLOWS:
         for model in linked_models(json.loads(path.read_text())):
             file = base / "models" / model["directory"] / model["name"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # loaders list names; nothing here loads them
     stand_ins.put(base)
-    return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base)
+    return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base, page)
 
 
 class Page:

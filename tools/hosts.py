@@ -57,10 +57,11 @@ class ComfyUI:
         path: ComfyUI's folder.
         log: Where the server's output goes.
         base: A folder with models and other packs for it; an empty one that is removed at the end by default.
+        page: The frontend to serve, a folder of its static files; the one that ComfyUI brings by default.
     """
 
-    def __init__(self, path: Path, log: Path, base: Path | None = None):
-        self._path, self.log, self._given = path, log, base
+    def __init__(self, path: Path, log: Path, base: Path | None = None, page: Path | None = None):
+        self._path, self.log, self._given, self._page = path, log, base, page
 
     def __enter__(self) -> "ComfyUI":
         with socket.socket() as probe:
@@ -75,8 +76,8 @@ class ComfyUI:
         )
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-api-nodes"]
         command += ["--base-directory", str(self._base), "--database-url", "sqlite:///:memory:"]
-        if not torch.cuda.is_available():
-            command.append("--cpu")
+        command += ["--front-end-root", str(self._page)] if self._page is not None else []
+        command += [] if torch.cuda.is_available() else ["--cpu"]
         with self.log.open("w") as out:
             self._process = subprocess.Popen(
                 command, cwd=self._path, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **_MALLOC}

@@ -59,7 +59,7 @@ def _device_of(group: "dist.ProcessGroup") -> torch.device:
 
 
 def _reached(groups: Sequence["dist.ProcessGroup"]) -> int:
-    """How many processes several groups connect, if they are the sides of a grid; the largest group's else."""
+    """How many processes several groups connect where they are the sides of a grid; at most all there are."""
     count = 1
     for size in map(dist.get_world_size, groups):
         count *= size

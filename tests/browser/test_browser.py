@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,66 @@ def test_a_forecast_says_its_plan_before_its_first_evaluation_and_what_became_of
     assert f"plan: {plan}; it became {computed}\n" in page.figures
     history = next(output["text"][0] for output in entry["outputs"].values() if "text" in output)
     assert f" {plan}\n" in history and f" {computed} of {steps} evaluations\n" in history
+
+
+def test_a_preset_sets_the_threshold_by_pointer_and_by_keyboard(page):
+    page.load(hosts.ROOT / "workflows" / "foresight_demo.json")
+    buttons = page.page.locator(".foresight-presets button")
+    assert buttons.all_inner_texts() == ["final", "default", "preview", "draft"]
+
+    def threshold():
+        prompt = page.run("async () => (await app.graphToPrompt()).output")
+        return next(n["inputs"]["threshold"] for n in prompt.values() if n["class_type"] == "ForesightApply")
+
+    def pressed():
+        return [text for text, on in zip(buttons.all_inner_texts(), page.run(PRESSED), strict=True) if on == "true"]
+
+    assert (threshold(), pressed()) == (0.5, ["default"])
+    buttons.nth(3).click()
+    assert (threshold(), pressed()) == (2, ["draft"])
+    buttons.nth(0).focus()
+    page.page.keyboard.press("Enter")
+    assert (threshold(), pressed()) == (0.25, ["final"])
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Space")
+    assert (threshold(), pressed()) == (1, ["preview"])
+    page.run(
+        """() => {
+            const widgets = app.graph.nodes.find((n) => n.type === "ForesightApply").widgets;
+            const threshold = widgets.find((w) => w.name === "threshold");
+            threshold.value = 0.7;
+            threshold.callback?.(0.7);  // as when a user types it
+        }"""
+    )
+    assert (threshold(), pressed()) == (0.7, [])
+
+
+PRESSED = "() => [...document.querySelectorAll('.foresight-presets button')].map((b) => b.getAttribute('aria-pressed'))"
+
+
+def test_a_forecast_is_a_strip_that_arrow_keys_read(page, pictures):
+    steps = 16 if page.renderer == "classic" else 17
+    page.load(hosts.ROOT / "workflows" / "foresight_demo.json")
+    page.set("KSampler", "steps", steps)
+    page.set("ForesightApply", "validate", True)
+    page.fit()
+    before = page.history()
+    page.press_run()
+    entry = page.wait_for_new(before)
+    (record,) = [r for r in page.records() if r["prompt_id"] == entry["prompt_id"]]
+    assert record["counted"] == "outputs" and record["reused"] > 0
+    page.page.wait_for_timeout(500)
+    assert "(without validate)" in page.figures and "off by" in page.figures
+    canvas = page.page.locator(".foresight-map canvas")
+    assert canvas.get_attribute("aria-label").startswith(f"Strip of {steps} evaluations")
+    canvas.focus()
+    for index, evaluation in enumerate(record["evaluations"]):
+        page.page.keyboard.press("ArrowRight")
+        text = page.page.locator(".foresight-readout").inner_text()
+        assert text.startswith(f"evaluation {index}: {'left out' if evaluation['reused'][0] else 'computed'}")
+        assert ("real" in text) == (evaluation["missed"] is not None)
+    page.page.screenshot(path=pictures / f"strip.{page.renderer}.png")
 
 
 def test_the_map_is_in_no_file_and_on_no_global(page):
@@ -283,17 +344,29 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
     page.page.screenshot(path=pictures / f"ab.{page.renderer}.png")
 
 
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory):
+    """A server with the newest frontend, which users have before ComfyUI pins it."""
+    page = Path(sys.prefix) / "newest-frontend" / "comfyui_frontend_package" / "static"
+    if not page.is_dir():
+        pytest.skip(f"there is no newer frontend in {page}: python run.py test brings it")
+    with frontend.comfyui(tmp_path_factory.mktemp("newest"), page) as host:
+        yield host
+
+
+@pytest.mark.parametrize("which", ["server", "newest"])
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_both_themes(browser, server, pictures, renderer):
+def test_both_themes(browser, request, pictures, renderer, which):
     colours = []
     for light in (False, True):
-        page = Page(browser, server, renderer, light)
+        page = Page(browser, request.getfixturevalue(which), renderer, light)
         page.demo(seed=9)
         before = page.history()
         page.press_run()
         page.wait_for_new(before)
         page.page.wait_for_timeout(1500)
-        page.page.screenshot(path=pictures / f"{'light' if light else 'dark'}.{renderer}.png")
+        assert f"evaluation {STEPS} of {STEPS}" in page.figures and not page.errors
+        page.page.screenshot(path=pictures / f"{'light' if light else 'dark'}.{which}.{renderer}.png")
         colours.append(
             page.run(
                 "() => { const s = getComputedStyle(document.querySelector('.foresight-map'));"
@@ -301,4 +374,4 @@ def test_both_themes(browser, server, pictures, renderer):
             )
         )
         page.page.close()
-    assert colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
+    assert [computed for computed, _ in colours] == ["#555b65", "#d6d6ce"] and colours[0][1] != colours[1][1]

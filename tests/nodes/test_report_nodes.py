@@ -214,3 +214,27 @@ def test_every_input_and_output_has_a_tooltip():
 
 def test_people_who_look_for_another_cache_find_the_node():
     assert {"teacache", "easycache", "cache", "speed up video"} <= set(ForesightApply.GET_SCHEMA().search_aliases)
+
+
+def tone(hertz: float, loud: float = 0.5, samples: int = 16000) -> dict:
+    wave = loud * torch.sin(2 * torch.pi * hertz / 16000 * torch.arange(samples))
+    return {"waveform": wave.expand(1, 2, -1), "sample_rate": 16000}
+
+
+def test_sound_is_compared_where_both_are_connected():
+    video = torch.rand(2, 16, 16, 3)
+
+    def text(*audio):
+        return execute(ForesightCompare, video, video, 4.0, *audio).args[-1]
+
+    assert "sound" not in text() and "sound" not in text(tone(440))
+    same, quieter, other = (text(tone(440), tone(hertz, loud)) for hertz, loud in ((440, 0.5), (440, 0.25), (880, 0.5)))
+    assert same.endswith("sound: log-mel distance 0.00 dB, loudness 1.000 of the plain one")
+    assert quieter.endswith("loudness 0.500 of the plain one")
+    distances = [float(line.rpartition("distance ")[2].partition(" ")[0]) for line in (quieter, other)]
+    assert 5 < distances[0] < 6.1 < distances[1]  # half as loud is 6 dB less, but where both are silent
+    assert text(tone(440), tone(440, samples=900)).endswith("both must have the same length and channels")
+    assert text(tone(440), {**tone(440), "sample_rate": 8000}).endswith(
+        "16000 samples a second in the plain one, 8000 in the other"
+    )
+    assert text(*[tone(440, samples=900)] * 2).endswith("900 samples: a sound needs at least 1024 to be compared")

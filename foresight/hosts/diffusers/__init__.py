@@ -101,7 +101,7 @@ def apply_foresight(
 
     Raises:
         ImportError: diffusers is older than 0.42.
-        UnsupportedModel: the method paper does not know the class; or its forward has neither latent nor timestep.
+        UnsupportedModel: the method looks at blocks and this class has no record; or it has no latent or timestep.
     """
     transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
     _check(transformer, config := config or ForecastConfig())

@@ -1,0 +1,47 @@
+// Four named values of the widget threshold, as buttons: they set that widget and keep nothing of their own.
+import { element } from "./element.js";
+
+export const PRESETS = [
+  { name: "final", threshold: 0.25, about: "For a final video: hardly a difference." },
+  { name: "default", threshold: 0.5, about: "To begin with." },
+  { name: "preview", threshold: 1, about: "Looking for a seed or a prompt." },
+  { name: "draft", threshold: 2, about: "Drafts: differences show." },
+];
+
+/** The row of buttons of a node; `show` marks the one that its threshold has. */
+export function presetsOf(node) {
+  const widget = () => node.widgets?.find((w) => w.name === "threshold");
+  const row = element("div", "foresight-presets");
+  row.setAttribute("role", "group");
+  row.setAttribute("aria-label", "Presets of threshold");
+  const buttons = PRESETS.map(({ name, threshold, about }) => {
+    const button = element("button", "", name);
+    button.type = "button";
+    button.title = `${about} Sets threshold to ${threshold}.`;
+    button.addEventListener("click", () => {
+      const found = widget();
+      if (!found) return;
+      found.value = threshold;
+      found.callback?.(threshold);
+      node.graph?.setDirtyCanvas?.(true, true);
+      show();
+    });
+    row.append(button);
+    return button;
+  });
+  function show() {
+    const value = Number(widget()?.value);
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(PRESETS[i].threshold === value)));
+  }
+  const found = widget();
+  if (found) {
+    const before = found.callback;
+    found.callback = function (...args) {
+      const result = before?.apply(this, args);
+      show();
+      return result;
+    };
+  }
+  show();
+  return { row, show };
+}
