@@ -21,6 +21,7 @@ from .open_sora import (
     ForesightOpenSoraLoader,
     ForesightOpenSoraVAELoader,
 )
+from .ray import ForesightRay
 from .report import ForesightReport
 from .timing import ForesightSpeedup, ForesightTimer
 
@@ -32,6 +33,7 @@ class ForesightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ForesightApply,
+            ForesightRay,
             ForesightReport,
             ForesightCompare,
             ForesightTimer,

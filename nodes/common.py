@@ -17,6 +17,8 @@ CONDITIONING_CATEGORY = "model/conditioning/foresight"
 SAMPLING_CATEGORY = "model/sampling/foresight"
 LATENT_CATEGORY = "model/latent/foresight"
 
+RAY_ACTORS = io.Custom("RAY_ACTORS")  # raylight's workers, each with the model in it
+
 DTYPES = {  # as in core's Load Diffusion Model
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},

@@ -9,8 +9,9 @@ from comfy_api.latest import io
 
 from ..foresight.hosts.comfyui import runs_on
 from ..foresight.hosts.comfyui.prompts import Present
+from ..foresight.hosts.comfyui.workers import newest_run_in
 from ..foresight.report import figures, plot
-from .common import CATEGORY, image_of, present_in, shown
+from .common import CATEGORY, RAY_ACTORS, image_of, present_in, shown
 
 _NOTHING = (
     "Foresight did not run on this model: it is bypassed, off (threshold 0 or reuse_interval 1), or on another line;\n"
@@ -44,7 +45,12 @@ class ForesightReport(io.ComfyNode):
             search_aliases=["cache statistics", "reuse map", "speed-up", "benchmark"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL that comes out of Foresight and goes to the sampler."),
+                io.MultiType.Input(
+                    "model",
+                    [io.Model, RAY_ACTORS],
+                    tooltip="The MODEL that comes out of Foresight and goes to the sampler. Of raylight's RAY_ACTORS "
+                    "the first worker's newest run is shown.",
+                ),
                 io.Latent.Input("latent", tooltip="The sampler's result. With two samplers, the last one's."),
                 io.String.Input(
                     "filename_prefix",
@@ -61,8 +67,9 @@ class ForesightReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
-        present = present_in(cls.hidden)
-        runs = runs_on(model, present)
+        ray = isinstance(model, dict)
+        present = Present() if ray else present_in(cls.hidden)
+        runs = newest_run_in(model) if ray else runs_on(model, present)
         named = named_runs(runs, present)
         plotted = {name: run for name, run in named.items() if run["total"]}
         text = figures.table(named) if runs else _NOTHING

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright import sync_api
 
-from tools import hosts
+from tools import hosts, stand_ins
 
 STEPS = 16
 RENDERERS = {"classic": False, "nodes2": True}
@@ -57,12 +57,14 @@ def linked_models(part) -> list[dict]:
 
 
 def comfyui(base: Path, page: Path | None = None) -> hosts.ComfyUI:
-    """A ComfyUI in this empty folder, with an empty file for every model that a workflow names; `page` as there."""
+    """A ComfyUI in this empty folder, with an empty file for every model and a stand-in for every node of another pack
+    that a workflow names; `page` as there."""
     for path in WORKFLOWS:
         for model in linked_models(json.loads(path.read_text())):
             file = base / "models" / model["directory"] / model["name"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # loaders list names; nothing here loads them
+    stand_ins.put(base)
     return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base, page)
 
 

@@ -16,6 +16,7 @@ from tools import frontend, hosts
 
 HELP = hosts.ROOT / "js" / "docs" / "img"
 DEMO = hosts.ROOT / "workflows" / "foresight_demo.json"
+RAYLIGHT = hosts.ROOT / "workflows" / "raylight_wan_2_1_t2v.json"
 RUN = ("foresight_demo", "foresight_ab")  # workflows whose model comes with the pack
 MARGIN = 20  # around a graph, in its own units
 CHROME = {"left": 120, "top": 150, "right": 120, "bottom": 150}  # what the frontend's bars need, in pixels
@@ -82,6 +83,9 @@ def help_pictures(browser, server) -> None:
     for kind in ("ForesightApply", "ForesightReport"):
         page.run(ALONE, kind)
         shot(page, 1.25, 6.4, kind).save(HELP / f"{kind}.png", optimize=True)
+    page.load(RAYLIGHT)
+    page.run(ALONE, "ForesightRay")
+    shot(page, 1.25, 6.4, "ForesightRay").save(HELP / "ForesightRay.png", optimize=True)
     page.page.close()
 
 

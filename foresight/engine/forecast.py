@@ -32,6 +32,7 @@ import torch
 from .budget import Need
 from .compiler import outside_graphs
 from .config import Config
+from .evidence import Evidence
 from .history import History
 from .plan import EARLY, Planner
 from .policy import Decision, Policy, policy_for
@@ -67,7 +68,7 @@ class ForecastConfig(Config):
 class Forecast(Policy):
     """What a run forecasts, and when it computes. The ablation of the benchmarks changes one of these at a time."""
 
-    replays = True
+    replays = together = True
     history, planner, early, last = History, Planner, EARLY, LAST
 
     def __init__(self, *args):
@@ -80,11 +81,9 @@ class Forecast(Policy):
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
-        self._arriving: torch.Tensor | None = None  # what `check` measured
-        self._sums: list[float] | None = None
+        self._evidence = Evidence(self._blend, self.resources.together)
         stage = self.resources.stage
         self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
-        self._unsettled: tuple[list[float], bool, Evaluation | None] = [], False, None  # until the blend is known
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -134,15 +133,15 @@ class Forecast(Policy):
         if self._before is not None:
             self._trajectories, self._before = {trajectory: self._before}, None
         self._now = self._trajectories.setdefault(trajectory, Trajectory())
-        self._latent, self._arriving = latent, (self._blend or self._now.track).measure(latent)
+        self._latent = latent
+        self._evidence.arrive(self._now, latent)
 
     def decide(self, place: Place) -> Decision:
         self._place, now = place, self._now
-        if self._sums is not None:
-            now.take((self._blend or now.track).judge(self._sums, place.level))
+        self._evidence.weigh(now, place.level)
         if self._blend is not None:
-            self._learn_of_blend(place)
-        self._sums = None
+            self._blend.begin(place.level, self._latent, self.resources.offload.device)
+            self._latent = ()
         noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
         self._pays = self._tape is None and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
@@ -213,7 +212,9 @@ class Forecast(Policy):
         size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
         fits, waits_on = self.resources.room(max((self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
-            return self._tape.give_up("no memory to keep the outputs of the run")
+            self._tape.run_out("no memory to keep the outputs of the run")
+        if self._tape.broken:
+            return
         self._tape.note(self._now, self._place.position, not self._computes, given, waits_on)
         if self._mends:
             self._tape.mend()
@@ -229,37 +230,16 @@ class Forecast(Policy):
     # ---- what is measured
 
     def measured(self) -> list[torch.Tensor]:
-        errors = [history.error.reshape(1) for history in self._measured()]
-        return errors if self._arriving is None else [*errors, self._arriving]
-
-    def _measured(self) -> list[History]:
-        histories = (h for trajectory in self._trajectories.values() for h in trajectory.histories.values())
-        return [history for history in histories if history.error is not None]
+        return self._evidence.measured(self._trajectories.values())
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
-        values = list(values)
-        for trajectory in self._trajectories.values():
-            measured = [history for history in trajectory.histories.values() if history.error is not None]
-            errors, sloped = [values.pop(0) for _ in measured], all(history.sloped for history in measured)
-            for history in measured:
-                history.error = None
-            if errors and self._blend is not None:
-                self._unsettled = errors, sloped, evaluation
-            elif errors:
-                trajectory.learn(errors, sloped)
-                evaluation.missed = max(errors)
-        if self._arriving is not None:
-            self._sums, self._arriving = values, None
+        self._evidence.settle(values, self._trajectories.values(), evaluation)
 
-    def _learn_of_blend(self, place: Place) -> None:
-        """What the last evaluation has measured, now that it is known how much of each output the sampler took."""
-        (errors, sloped, evaluation), self._unsettled = self._unsettled, ([], False, None)
-        self._now.euler &= self._sums is not None  # what was not seen is not paid back
-        if errors and self._now.histories:
-            evaluation.missed = self._blend.guided(errors)
-            self._now.learn([evaluation.missed], sloped)
-        self._blend.begin(place.level, self._latent, self.resources.offload.device)
-        self._latent = ()
+    def opinion(self, level: float | None) -> list[float]:
+        return self._evidence.opinion(self._now, level)
+
+    def agree(self, opinion: Sequence[float]) -> None:
+        self._evidence.agree(self._now, opinion)
 
     # ---- memory
 
@@ -283,13 +263,13 @@ class Forecast(Policy):
         return beside + sum(trajectory.nbytes for trajectory in self._trajectories.values())
 
     def drop(self) -> None:
-        self._unsettled = [], False, None
+        self._evidence.drop()
         if self._blend is not None:
             self._blend.begin(None, (), None)
         if self._tape is not None:
             self._tape.give_up("the run does not forecast any more")
         self._trajectories, self._before = {None: Trajectory()}, None
-        self._now, self._latent, self._arriving = self._trajectories[None], (), None
+        self._now, self._latent = self._trajectories[None], ()
 
     def leave(self) -> Trajectory | None:
         over = None not in (self._place, self.steps) and self._place.position > self.steps - 1.5

@@ -48,6 +48,7 @@ class Resources:
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
         tape: Where the host can start the sampler again, and corrections need it.
         stage: What other runs of the same video have to do with this one.
+        together: Whether other processes share the decisions, see `Policy.opinion`.
     """
 
     offload: Offload
@@ -59,6 +60,7 @@ class Resources:
     blend: Blend | None = None
     tape: Tape | None = None
     stage: Stage = field(default_factory=Stage)
+    together: bool = False
 
 
 class BlockCall(Protocol):
@@ -86,6 +88,7 @@ class Policy:
     """
 
     replays = False  # whether it asks the host to start the sampler again
+    together = False  # whether processes among which a model is spread can decide alike, see `opinion`
     rest = "the rest is computed in full"  # why most_reuse may be 0, behind "3 are warmup, and "
 
     def __init__(self, config: Config, steps: int | None, resources: Resources):
@@ -117,6 +120,19 @@ class Policy:
             trajectory: Which of several ways through the noise levels this is, where a run has several.
             latent: Its parts (one, or video and audio), each with the batch first. Only to look at until the output.
         """
+
+    def opinion(self, level: float | None) -> Sequence[float]:
+        """What this process knows for the decision that comes, at most `agreement.OPINIONS` numbers, larger for worse.
+
+        Asked, where other processes share the decision, once per evaluation, behind `settle`. -inf stands for nothing.
+
+        Args:
+            level: Noise level of the evaluation that begins, as this process sees it.
+        """
+        return ()
+
+    def agree(self, opinion: Sequence[float]) -> None:
+        """Be told the largest of each number over all processes: `decide` may rest on nothing else that is measured."""
 
     def decide(self, place: Place) -> Decision:
         """Decide about the next evaluation. Asked once for each, in order; not if inactive or past end_percent.

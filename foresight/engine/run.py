@@ -6,13 +6,16 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from .agreement import OTHER, Agreement, Worst, settings_of
 from .blend import Blend
 from .budget import Budget, Offload
 from .compiler import keep_out_of_graphs, outside_graphs
 from .config import Config
 from .counted import Counted
+from .holding import Holding
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .possible import decide, most_reuse, why_nothing
+from .restarts import Restarts
 from .schedule import Schedule
 from .stages import Stage
 from .stats import Evaluation, RunStats
@@ -23,7 +26,7 @@ from .validate import Validation
 _NEVER_TWICE = "no part of the video was computed in two evaluations in a row (moving context windows, or two latents?)"
 
 
-class Run:
+class Run(Restarts, Holding):
     """One sampler run. What is left out, and how, its policy decides; which policy that is, the type of `config` says.
 
     The host calls `begin_evaluation` once per evaluation, `output` in place of whatever gives the sampler its output,
@@ -39,6 +42,7 @@ class Run:
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
         tape: For a host that can start the sampler again, where that does not take Euler's steps.
         stage: What other runs of the same video have to do with this one.
+        worst: Where other processes share the decisions of this run, what exchanges numbers with them.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Run:
         over: Callable[[float], float] | None = None,
         tape: Tape | None = None,
         stage: Stage | None = None,
+        worst: Worst | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
@@ -64,28 +69,26 @@ class Run:
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(flow=noise is not None) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
-        lent = Resources(self._offload, *asks, blend, tape, stage or Stage())
+        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
         self._closed, self.left, self._by_block = False, None, config.by_block
+        if worst is not None and not self._policy.together:
+            inactive = inactive or f"blocks are spread over {worst.size} processes"
         inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
         if not inactive and not first_step and self._policy.planned is not None:
             self.stats.note_plan(self._policy.planned, self._schedule.outlook())
         self._validation = Validation(config.validate, blend)
+        self._agreement = self._agreement_of(worst, schedule, first_step) if worst is not None else None
 
     @property
     def most_reuse(self) -> int | None:
         """How many steps can be left out at the most, by schedule; None if the host does not say how many there are."""
         return most_reuse(self._policy, self._schedule)
-
-    @property
-    def may_restart(self) -> bool:
-        """Whether the sampler may be started again in this run."""
-        return self._tape is not None and self._policy.replays and not self.stats.inactive
 
     # ---- what the host calls
 
@@ -131,8 +134,8 @@ class Run:
         try:
             given = self._policy.output(key, signature, counted, device, unit)
         except RuntimeError as error:
-            if counted.failed or not is_out_of_memory(error):
-                raise
+            if counted.failed or self._agreement is not None or not is_out_of_memory(error):
+                raise  # other processes do not stop here
             self.deactivate("out of memory while storing an output")
         if self.stats.inactive:  # since this evaluation began: what was stored meanwhile is of no use
             self._policy.drop()
@@ -143,32 +146,6 @@ class Run:
         self.note_bytes()
         self._fit()
         return given
-
-    def give(self, given: Tensors) -> None:
-        """Be told what the sampler gets in this evaluation in the end; for hosts that can start it again.
-
-        Raises:
-            Restart: it should be started again.
-        """
-        if self.stats.inactive or self.kind == "plain":
-            return
-        try:
-            self._policy.given(given)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._tape.give_up("out of memory while keeping the outputs of the run")
-        finally:
-            self.note_bytes()
-            self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
-
-    def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
-        """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.
-
-        Raises:
-            Restart: the sampler should be started again, to check it.
-        """
-        return None if self.stats.inactive else self._policy.answer(level, latent)
 
     @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:
@@ -213,11 +190,13 @@ class Run:
         """
         if not self._closed:
             self._began = self._began if timed else None
+            self._closed = True
             self.read_back(None)
-            self._closed, self.kind = True, "plain"
+            self.kind = "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
                 self.stats.inactive = _NEVER_TWICE
-            self.left = None if self.stats.inactive else self._policy.leave()
+            alone = self._agreement is None  # else what was measured last is known to this process only
+            self.left = self._policy.leave() if alone and not self.stats.inactive else None
             self._policy.drop()
         return self.stats
 
@@ -227,10 +206,16 @@ class Run:
         """The one device read of an evaluation.
 
         What the last one measured, and the level of the next, which is returned. A host that has to know the level
-        before it begins the evaluation calls this with the latent, and `begin_evaluation` without.
+        before it begins the evaluation calls this with the latent, and `begin_evaluation` without. The first call of
+        each evaluation also exchanges numbers with other processes, where these share the decisions.
         """
         if latent is not None and not self.stats.inactive:
             self._policy.check(trajectory, latent)
+        level = self._read(level)
+        alone = self._closed or self._agreement is None
+        return level if alone or not self._agreement.is_due(self.evaluation + 1) else self._agree(level)
+
+    def _read(self, level: torch.Tensor | float | None) -> float | None:
         measured, on_device = self._policy.measured() + self._validation.measured(), isinstance(level, torch.Tensor)
         if on_device:
             measured.append(level.detach().float().max().reshape(1))  # tokens that stay as they are have level 0
@@ -243,48 +228,49 @@ class Run:
         self._policy.settle(self._validation.settle(values, row), row)
         return level
 
-    # ---- budget and record
+    # ---- other processes
 
-    def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
-        """About what will be held on the model's device, see `Policy.planned_bytes`; 0 for an inactive run."""
-        return 0 if self.stats.inactive else self._policy.planned_bytes(latent, hidden, blocks, streams)
+    def _agreement_of(self, worst: Worst, levels: Sequence[float] | None, first_step: int | None) -> Agreement:
+        settings = settings_of(self.stats.config, [*(levels or ()), self._schedule.end()])
+        agreement = Agreement(worst, (settings, self.stats.steps, first_step))
+        if self._tape is not None:
+            self._tape.agreement = agreement
+        if self.stats.inactive:
+            agreement.give_up(self.stats.inactive)
+        return agreement
 
-    def set_budget(self, device: int | None, ram: int | None) -> None:
-        """Most bytes for stored tensors on the model's device and in RAM, None for no limit; checked at once."""
-        self._budget = Budget(device, ram)
-        if not self.stats.inactive:
-            self._fit()
+    def _agree(self, level: float | None) -> float | None:
+        """Tell the other processes what is known here, and go on with what holds for all: the level of all."""
+        ours, computed = self._agreement, sum(e.kind != "reuse" for e in self.stats.evaluations)
+        asked = not self.stats.inactive and ours.sees_level
+        joint = ours.exchange(self.evaluation + 1, computed, level, self._policy.opinion(level) if asked else ())
+        if joint.untaped is not None and self._tape is not None:
+            self._tape.give_up(joint.untaped)
+        if joint.inactive is not None:
+            self._end(self.stats.inactive or joint.inactive)
+        elif not self.stats.inactive:
+            self._policy.agree(joint.opinion)
+        return joint.level
 
-    @outside_graphs()
-    def _fit(self) -> bool:
-        """Choose where stored tensors wait: RAM, if the host lets them, before the run becomes inactive."""
-        reason = self._budget.place(self._policy.need(), self._offload)
-        self.stats.in_ram |= reason is None and self._offload.device is not None
-        if reason is not None:
-            self.deactivate(reason)
-        return reason is None
-
-    def _room(self, size: int) -> tuple[bool, torch.device | None]:
-        fits, where = self._budget.room(size, self._policy.need(), self._offload)
-        self.stats.in_ram |= fits and where is not None
-        return fits, where
+    # ---- record
 
     def _compute_instead(self) -> None:
         """The evaluation under way was to be left out, and is computed after all."""
         self.kind = self.stats.evaluations[-1].kind = "full"
 
     @outside_graphs()
-    def deactivate(self, reason: str) -> None:
-        """Compute everything from here on and give all memory back."""
+    def deactivate(self, reason: str, everywhere: bool = False, kind: float = OTHER) -> None:
+        """Compute everything from here on and give all memory back; with other processes, once all of them do.
+
+        Args:
+            everywhere: All processes find this reason in the same evaluation, so that none has to wait.
+            kind: What the others are told, `agreement.MEMORY` or `OTHER`.
+        """
+        if self._agreement is not None:
+            self._agreement.give_up(reason, kind)
+        if self._agreement is None or everywhere:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
         self.stats.inactive, self.kind = reason, "plain"
         self._policy.drop()
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that are held now."""
-        return self._policy.held_bytes
-
-    @outside_graphs()
-    def note_bytes(self, extra: int = 0) -> None:
-        """Record how much is held at this moment; `extra` is held by a call."""
-        self.stats.peak_bytes = max(self.stats.peak_bytes, self.held_bytes + extra)

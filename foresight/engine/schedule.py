@@ -101,6 +101,10 @@ class Schedule:
         """Whether warmup is over."""
         return self._warm_at is not None
 
+    def end(self) -> float:
+        """Share of noise with which this run ends, as far as that is known."""
+        return self._noise(self._until) if self._noise is not None else self._until
+
     def place(self, level: float | None) -> Place:
         """Where the next evaluation stands; asked once for each, in order."""
         self._evaluation += 1

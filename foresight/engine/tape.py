@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .agreement import Agreement
 from .compiler import outside_graphs
 from .tensors import Tensors
 
@@ -63,12 +64,14 @@ class Tape:
     Attributes:
         broken: Why the sampler is not started again any more, or None.
         restarts: How often it was started again with better outputs.
+        agreement: With other processes, whose samplers are started again in the same evaluations; None without.
     """
 
     def __init__(self, amplifies: float = 1.0):
         self.amplifies = amplifies
         self.broken: str | None = None
         self.restarts = 0
+        self.agreement: Agreement | None = None
         self._entries: list[_Entry] = []
         self._at = 0  # evaluations since the sampler was started
         self._same = 1  # up to this entry, the sampler must come with the latents of its last start
@@ -82,6 +85,13 @@ class Tape:
     def give_up(self, why: str) -> None:
         """Start the sampler no more, and give all memory back."""
         self.broken, self._entries = self.broken or why, []
+
+    def run_out(self, why: str) -> None:
+        """There is no more memory: give up, with other processes at once with all of them."""
+        if self.agreement is None:
+            self.give_up(why)
+        else:
+            self.agreement.untaped = self.agreement.untaped or why
 
     @outside_graphs()
     def answer(self, level: torch.Tensor, latent: Tensors) -> Answer | None:
@@ -110,9 +120,12 @@ class Tape:
         """Compare what comes with what came before the sampler was started again; where it differs, the tape ends."""
         before = self._entries[index].arrived
         level, squares, level_before, squares_before = torch.cat([arrived, before]).tolist()
-        if level != level_before:
+        other_level, other_latent = level != level_before, squares != squares_before
+        if self.agreement is not None:
+            other_level, other_latent = self.agreement.differs(index, other_level, other_latent)
+        if other_level:
             del self._entries[index:]
-        elif index <= self._same and squares != squares_before:
+        elif index <= self._same and other_latent:
             self.give_up(OWN_NOISE)
         else:
             self._entries[index].arrived = arrived

@@ -91,6 +91,7 @@ class Family:
         plain_with: If this transformer option (diffusers: argument) is set, every block must run: blocks update a KV
             cache.
         leaves_last: The last block always runs and is no part of the stack.
+        also: Full names of subclasses that run the same blocks, on a share of the tokens (xfuser's).
     """
 
     name: str
@@ -100,6 +101,7 @@ class Family:
     batch_dim: int | None = 0
     plain_with: str | None = None
     leaves_last: bool = False
+    also: tuple[str, ...] = ()
 
     def stack(self, model: torch.nn.Module) -> list[tuple[torch.nn.Module, Section]]:
         """All blocks in the order in which they run, each with its section."""
@@ -130,7 +132,7 @@ def family_of(
     """
     name = class_name(model)
     for family in table:
-        if family.model == name:
+        if name in (family.model, *family.also):
             return family
     known = ", ".join(f"{family.name} ({family.model.rsplit('.', 1)[1]})" for family in table)
     raise UnsupportedModel(

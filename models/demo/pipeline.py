@@ -11,13 +11,14 @@ CFG = 4.0
 
 
 class DemoPipeline:
-    """Text to video. `transformer` is diffusers' `WanTransformer3DModel` with the bundled weights."""
+    """Text to video. `transformer` is diffusers' `WanTransformer3DModel` with the bundled weights, on `device`."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device | str = "cpu"):
         import diffusers
 
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT)
-        self.transformer = model.load_diffusers()
+        self._device = torch.device(device)
+        self.transformer = model.load_diffusers().to(self._device)
         self.transformer.register_forward_pre_hook(_locate, with_kwargs=True)
         self._pipe = diffusers.WanPipeline(None, None, None, scheduler, self.transformer)
         self._pipe.set_progress_bar_config(disable=True)
@@ -25,8 +26,8 @@ class DemoPipeline:
     def __call__(self, prompt: str, seed: int = 0, steps: int = 50) -> torch.Tensor:
         """A video (8, 32, 32, 3) in [0, 1]."""
         latent = self._pipe(
-            prompt_embeds=embed([prompt]),
-            negative_prompt_embeds=embed([""]),
+            prompt_embeds=embed([prompt]).to(self._device),
+            negative_prompt_embeds=embed([""]).to(self._device),
             latents=torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)),
             num_inference_steps=steps,
             guidance_scale=CFG,

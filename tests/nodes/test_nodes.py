@@ -218,6 +218,7 @@ def test_every_help_page_has_its_picture():
 
 REQUIRED = {  # what a prompt must have, as in the first version: an input that was added since has a default
     "ForesightApply": "model",
+    "ForesightRay": "ray_actors",
     "ForesightReport": "model latent filename_prefix",
     "ForesightCompare": "plain accelerated difference_gain",
     "ForesightTimer": "model",

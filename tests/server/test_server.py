@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from pack.nodes import ForesightExtension
-from tools import hosts
+from tools import hosts, stand_ins
 
 STEPS = 12
 
@@ -22,6 +22,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
+    stand_ins.put(base)
     with hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "server.log", base) as host:
         yield host
 

@@ -99,7 +99,8 @@ class _Template:
             guider.model_options = found
             stats = run.end()
             if stats is not None:
-                log.info("Foresight %s", stats.summary())
+                if run.speaks:
+                    log.info("Foresight %s", stats.summary())
                 watcher.finish()
         video.leave(run.left, samples, sigmas)
         return samples

@@ -5,19 +5,19 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
-from ...engine import Config, Offload, Run, RunStats
+from ...engine import Config, Run, RunStats
 from ...engine.compiler import outside_graphs
 from ...engine.stages import Stage
 from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
+from ..ranks import ranks_of
 from . import memory
 from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
@@ -45,6 +45,9 @@ class SamplerRun:
         sampler: ComfyUI's object of it.
         denoise_mask: What of the latent is to be sampled; None for all.
         stage: What other runs of the same video have to do with this one.
+
+    Attributes:
+        speaks: Whether this process writes the summary to the log, among those that decide alike.
     """
 
     def __init__(
@@ -64,22 +67,19 @@ class SamplerRun:
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
-        offload = Offload(
-            device=memory.RAM if config.cache_device == "cpu" else None,
-            fallback=memory.RAM if config.cache_device == "auto" else None,
-            # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
-            copy_stream=functools.cache(comfy.model_management.get_offload_stream),
-        )
+        ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
+        self.speaks = ranks.first
         self._run = Run(
             config,
             schedule=sigmas.tolist(),
             region=(highest, lowest),
-            offload=offload,
-            inactive=_why_not(sampler),
+            offload=memory.offload(config),
+            inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
             tape=None if takes_euler_steps(sampler, denoise_mask) else Tape(amplification(sampler)),
-            stage=stage,
+            stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
+            worst=ranks.worst,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
@@ -147,7 +147,7 @@ class SamplerRun:
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options, parts = model_options or {}, self._parts.split(x)
         if keeps_state(options) and not self.stats.inactive:
-            self._run.deactivate("the model writes a KV cache in each evaluation")
+            self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             held = 0 if self.stats.in_ram else self._run.held_bytes
@@ -167,7 +167,7 @@ class SamplerRun:
             computed.append(executor(x, timestep, seen, seed))
             latents = self._functions.take() if functions else (computed[0],)
             if not latents:
-                self._run.deactivate("the guider does not call the functions that the sampler brings")
+                self._run.deactivate("the guider does not call the functions that the sampler brings", everywhere=True)
             made[:] = [part for latent in latents or computed for part in self._parts.split(latent)]
             return tuple(made)
 

@@ -78,6 +78,7 @@ def apply_foresight(
     *,
     steps: int | None = None,
     until: float | None = None,
+    group: "torch.distributed.ProcessGroup | None" = None,
 ) -> ForesightHandle:
     """Make a diffusers transformer faster from the next call on; a Foresight applied before is replaced.
 
@@ -96,19 +97,18 @@ def apply_foresight(
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
         until: Share of noise (0..1) with which the pipeline goes on to another transformer: Wan 2.2's `boundary_ratio`,
             for its first transformer. Without it, the second run knows it from the first.
+        group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
         ImportError: diffusers is older than 0.42.
         UnsupportedModel: the method looks at blocks and this class has no record; or it has no latent or timestep.
     """
     transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
-    config = config or ForecastConfig()
-    _check(transformer, config)
+    _check(transformer, config := config or ForecastConfig())
     keep_out_of_graphs()  # diffusers has loaded the compiler
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    before = registry.get_hook(NAME)
-    if before is not None:
+    if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
-    hook = ForesightHook(config, steps, until)
+    hook = ForesightHook(config, steps, until, group)
     registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

@@ -50,13 +50,24 @@ _HIDDEN = (("hidden_states", 0),)
 _HIDDEN_TEXT = (("hidden_states", 0), ("encoder_hidden_states", 1))
 
 _D = "diffusers.models.transformers."
+_XFUSER = "xfuser.model_executor.models.transformers."
 _BLOCKS = (Section("blocks", _HIDDEN),)
 _TRANSFORMER_BLOCKS = (Section("transformer_blocks", _HIDDEN),)
 _TWO_STREAMS = (Section("transformer_blocks", _HIDDEN_TEXT),)
 _DOUBLE_SINGLE = (*_TWO_STREAMS, Section("single_transformer_blocks", _HIDDEN_TEXT))
 FAMILIES = (
-    DiffusersFamily("Wan 2.1 / 2.2", _D + "transformer_wan.WanTransformer3DModel", _BLOCKS),
-    DiffusersFamily("Wan VACE", _D + "transformer_wan_vace.WanVACETransformer3DModel", _BLOCKS),
+    DiffusersFamily(
+        "Wan 2.1 / 2.2",
+        _D + "transformer_wan.WanTransformer3DModel",
+        _BLOCKS,
+        also=(_XFUSER + "transformer_wan.xFuserWanTransformer3DWrapper",),
+    ),
+    DiffusersFamily(
+        "Wan VACE",
+        _D + "transformer_wan_vace.WanVACETransformer3DModel",
+        _BLOCKS,
+        also=(_XFUSER + "transformer_wan_vace.xFuserWanVACETransformer3DWrapper",),
+    ),
     DiffusersFamily("Wan 2.2 Animate", _D + "transformer_wan_animate.WanAnimateTransformer3DModel", _BLOCKS),
     DiffusersFamily("SkyReels V2", _D + "transformer_skyreels_v2.SkyReelsV2Transformer3DModel", _BLOCKS),
     DiffusersFamily("ChronoEdit", _D + "transformer_chronoedit.ChronoEditTransformer3DModel", _BLOCKS),
@@ -71,9 +82,17 @@ FAMILIES = (
     ),
     DiffusersFamily("Allegro", _D + "transformer_allegro.AllegroTransformer3DModel", _TRANSFORMER_BLOCKS, flow=False),
     DiffusersFamily("Mochi", _D + "transformer_mochi.MochiTransformer3DModel", _TWO_STREAMS, rises=1000.0),
-    DiffusersFamily("HunyuanVideo", _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel", _DOUBLE_SINGLE),
     DiffusersFamily(
-        "HunyuanVideo 1.5", _D + "transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel", _TWO_STREAMS
+        "HunyuanVideo",
+        _D + "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
+        _DOUBLE_SINGLE,
+        also=(_XFUSER + "transformer_hunyuan_video.xFuserHunyuanVideoTransformer3DWrapper",),
+    ),
+    DiffusersFamily(
+        "HunyuanVideo 1.5",
+        _D + "transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel",
+        _TWO_STREAMS,
+        also=(_XFUSER + "transformer_hunyuan_video15.xFuserHunyuanVideo15Transformer3DWrapper",),
     ),
     DiffusersFamily(
         "HunyuanVideo FramePack",
@@ -90,6 +109,7 @@ FAMILIES = (
         "LTX-2",
         _D + "transformer_ltx2.LTX2VideoTransformer3DModel",
         (Section("transformer_blocks", (("hidden_states", 0), ("audio_hidden_states", 1))),),
+        also=(_XFUSER + "transformer_ltx2.xFuserLTX2VideoTransformer3DWrapper",),
     ),
     DiffusersFamily(
         "SANA-WM refiner",
@@ -116,7 +136,11 @@ FAMILIES = (
         latents=("vision_tokens", "sound_tokens", "action_tokens"),
     ),
     DiffusersFamily(
-        "MiniMax H3", _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel", _TRANSFORMER_BLOCKS, batch_dim=None
+        "MiniMax H3",
+        _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel",
+        _TRANSFORMER_BLOCKS,
+        batch_dim=None,
+        also=(_XFUSER + "transformer_minimax_h3.xFuserMiniMaxH3Transformer3DWrapper",),
     ),
 )
 

@@ -15,6 +15,7 @@ from ...engine.compiler import outside_graphs
 from ...engine.schedule import LOWEST
 from ...engine.tensors import Tensors, read_level
 from .. import blocks
+from ..ranks import Ranks, ranks_of
 from .families import family_for
 from .latents import Latents, latents_of
 from .outputs import Result, View
@@ -32,13 +33,15 @@ class ForesightHook(ModelHook):
         config: The user's settings.
         steps: Denoising steps of a run, where the user says it.
         until: Share of noise with which the pipeline goes on to another transformer, where the user says it.
+        group: The processes that decide alike, where the user says it.
     """
 
     _is_stateful = True
 
-    def __init__(self, config: Config, steps: int | None, until: float | None = None):
+    def __init__(self, config: Config, steps: int | None, until: float | None = None, group=None):
         super().__init__()
-        self._config, self._steps, self._until = config, steps, until
+        self._config, self._steps, self._until, self._group = config, steps, until, group
+        self._ranks = Ranks()
         self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
         self._run: Run | None = None
         self._stats: RunStats | None = None
@@ -59,7 +62,7 @@ class ForesightHook(ModelHook):
         return self._run.stats if self._run is not None else self._stats
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        self._family = family_for(module, self._config)
+        self._family, self._module = family_for(module, self._config), module
         self._rises, self._top = self._family.rises > 0, self._family.rises
         self._stack = self._family.stack(module) if self._config.by_block else []
         self._signature = inspect.signature(type(module).forward)
@@ -119,6 +122,9 @@ class ForesightHook(ModelHook):
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
             self._run = self._new_run(level)
+            if self._ranks.worst is not None:  # whose tokens stay as they are has a level of its own
+                level, checked = self._run.read_back(level, parts), True
+                self._scale = _scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
         self._last_level = level
 
@@ -132,7 +138,8 @@ class ForesightHook(ModelHook):
         return self._top - level
 
     def _new_run(self, level: float | None) -> Run:
-        self._scale = 1000.0 if level is not None and level > 1 else 1.0
+        self._scale = _scale_of(level)
+        self._ranks = ranks_of(self._module, self._group)
         ended = self._until if self._until is not None else self._ended
         offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
         run = Run(
@@ -140,6 +147,8 @@ class ForesightHook(ModelHook):
             steps=self._steps or getattr(self._context, "num_inference_steps", None),
             noise=self._share if self._family.flow and level is not None else None,
             offload=offload,
+            inactive=self._ranks.never,
+            worst=self._ranks.worst,
             first_step=getattr(self._context, "step_index", None),
             until=(ended or 0.0) * self._scale,
             blended=True,
@@ -180,7 +189,7 @@ class ForesightHook(ModelHook):
         """What the engine sees of a result."""
         form = Result(result)
         if not view.fits(form.tensors) and not self._run.stats.inactive:
-            self._run.deactivate("what the model returns does not have the form of its latents")
+            self._run.deactivate("what the model returns does not have the form of its latents", everywhere=True)
         seen = view.seen(form.tensors) if self._run.kind != "plain" else form.tensors
         self._forms[name] = form.without_tensors()
         computed[:] = [result, seen]
@@ -198,7 +207,8 @@ class ForesightHook(ModelHook):
         """Close the run under way, if any, and log what it did."""
         if self._run is not None:
             self._stats, self._run = self._run.close(timed=False), None
-            log.info("Foresight %s", self._stats.summary())
+            if self._ranks.first:  # of those who decide alike, one speaks
+                log.info("Foresight %s", self._stats.summary())
         self._begin_run()
 
     def _note_end(self, stats: RunStats) -> None:
@@ -224,3 +234,8 @@ class ForesightHook(ModelHook):
         self.end_run()
         self._contexts.reset()
         return module
+
+
+def _scale_of(level: float | None) -> float:
+    """A model's noise levels over shares of noise, by its first level."""
+    return 1000.0 if level is not None and level > 1 else 1.0

@@ -1,0 +1,50 @@
+"""The side of a run for hosts that can start the sampler again: what it was given, and when to start it."""
+
+import torch
+
+from .agreement import Agreement
+from .policy import Policy
+from .stats import Kind, RunStats
+from .tape import Tape
+from .tensors import Tensors, is_out_of_memory
+
+
+class Restarts:
+    """What `Run` answers such a host. It has no state of its own."""
+
+    stats: RunStats
+    kind: Kind
+    _policy: Policy
+    _tape: Tape | None
+    _agreement: Agreement | None
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether the sampler may be started again in this run."""
+        return self._tape is not None and self._policy.replays and not self.stats.inactive
+
+    def give(self, given: Tensors) -> None:
+        """Be told what the sampler gets in this evaluation in the end; for hosts that can start it again.
+
+        Raises:
+            Restart: it should be started again.
+        """
+        if self.stats.inactive or self.kind == "plain":
+            return
+        try:
+            self._policy.given(given)
+        except RuntimeError as error:
+            if self._agreement is not None or not is_out_of_memory(error):  # others do not stop here
+                raise
+            self._tape.give_up("out of memory while keeping the outputs of the run")
+        finally:
+            self.note_bytes()
+            self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
+
+    def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
+        """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.
+
+        Raises:
+            Restart: the sampler should be started again, to check it.
+        """
+        return None if self.stats.inactive else self._policy.answer(level, latent)
