@@ -259,6 +259,8 @@ def test_the_environment_is_made_once_and_again_when_its_contents_change(tmp_pat
     def _make(command):
         if "venv" in command:
             command[-1].mkdir(parents=True)
+        elif "--target" in command:
+            command[command.index("--target") + 1].mkdir()
 
     first = run.environment(None)
     assert len(commands) == 2 and run.environment(None) == first and len(commands) == 2
@@ -266,7 +268,9 @@ def test_the_environment_is_made_once_and_again_when_its_contents_change(tmp_pat
     comfyui.mkdir()
     (comfyui / "requirements.txt").write_text("torch\ntorchsde\n# a comment\naiohttp>=3\n")
     second = run.environment(comfyui)
-    assert second != first and "torchsde" in commands[-1] and "torch" not in commands[-1]  # torch stays the pinned one
+    *_, libraries, page = commands
+    assert second != first and "torchsde" in libraries and "torch" not in libraries  # torch stays the pinned one
+    assert page[-1] == run.NEWEST_FRONTEND and run.environment(comfyui) == second and commands[-1] is page
     (comfyui / "requirements.txt").write_text("torchsde\naiohttp>=4\n")
     assert run.environment(comfyui) != second
 
