@@ -57,13 +57,16 @@ def linked_models(part) -> list[dict]:
 
 
 def comfyui(base: Path) -> hosts.ComfyUI:
-    """A ComfyUI in this empty folder, with an empty file for every model that a workflow names."""
+    """A ComfyUI in this empty folder, with an empty file for every model that a workflow names, and its first image."""
     for path in WORKFLOWS:
         for model in linked_models(json.loads(path.read_text())):
             file = base / "models" / model["directory"] / model["name"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # loaders list names; nothing here loads them
-    return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base)
+    path = Path(os.environ["COMFYUI_PATH"])
+    (base / "input").mkdir(exist_ok=True)
+    shutil.copy(path / "input" / "example.png", base / "input")
+    return hosts.ComfyUI(path, base / "comfyui.log", base)
 
 
 class Page:
