@@ -117,6 +117,21 @@ def test_what_is_left_out_is_counted_and_validate_tells_how_far_it_is_off(model,
     assert stats.missed == [stats.evaluations[i].missed for i in gaps]
 
 
+def test_validate_takes_no_random_numbers_from_the_run(runs):
+    """A model that draws some itself, as patches that add noise do, draws the same ones with and without."""
+    model = MODELS["third_party"]()
+
+    def restless(apply_model, args):
+        return apply_model(args["input"], args["timestep"], **args["c"]) + 0.01 * torch.randn(args["input"].shape)
+
+    model.patcher.set_model_unet_function_wrapper(restless)
+    found = []
+    for config in (MUCH, VALIDATED):
+        torch.manual_seed(1)
+        found.append(sample(model, apply_foresight(model.patcher, config)))
+    assert torch.equal(*found) and runs[1].missed
+
+
 def test_the_method_paper_refuses_by_name(name, model):
     if name in KNOWN:
         return
