@@ -64,7 +64,7 @@ async def comfy_entrypoint():
 
 
 def flux(seed: int) -> dict:
-    """The smallest network in which ComfyUI sees FLUX: some sizes it reads from the weights, others it takes as given."""
+    """The smallest network in which ComfyUI sees FLUX: some sizes it reads from the weights, others are given."""
     network = comfy.ldm.flux.model.Flux(
         **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 24, "context_in_dim": 32, "hidden_size": 128},
         **{"mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56]},
