@@ -57,15 +57,18 @@ def linked_models(part) -> list[dict]:
 
 
 def comfyui(base: Path, page: Path | None = None) -> hosts.ComfyUI:
-    """A ComfyUI in this empty folder, with an empty file for every model and a stand-in for every node of another pack
-    that a workflow names; `page` as there."""
+    """A ComfyUI in this empty folder, with an empty file for every model, a stand-in for every node of another pack
+    and the image that a workflow names; `page` as there."""
     for path in WORKFLOWS:
         for model in linked_models(json.loads(path.read_text())):
             file = base / "models" / model["directory"] / model["name"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # loaders list names; nothing here loads them
     stand_ins.put(base)
-    return hosts.ComfyUI(Path(os.environ["COMFYUI_PATH"]), base / "comfyui.log", base, page)
+    path = Path(os.environ["COMFYUI_PATH"])
+    (base / "input").mkdir(exist_ok=True)
+    shutil.copy(path / "input" / "example.png", base / "input")
+    return hosts.ComfyUI(path, base / "comfyui.log", base, page)
 
 
 class Page:

@@ -58,7 +58,7 @@ class ForecastConfig(Config):
     """
 
     name: ClassVar[str] = "forecast"
-    unused: ClassVar[str] = "the plan computes every step at this threshold"
+    unused: ClassVar[str] = "every step was worth computing at this threshold"
 
     def automatic_warmup(self, steps: int | None) -> int:
         return 1

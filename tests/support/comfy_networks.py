@@ -35,9 +35,9 @@ def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def fill(model: torch.nn.Module) -> None:
+def fill(model: torch.nn.Module, seed: int = 0) -> None:
     """Random weights, the same each time."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=g) * 0.08
 

@@ -10,6 +10,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.utils
 
 from foresight.engine import forecast, history, moves, plan, trajectory
 from foresight.hosts.comfyui.replay import amplification
@@ -41,6 +42,7 @@ class Reference:
 
     def _outer_sample(self, executor, noise, latent, sampler, sigmas, mask=None, *args, **kwargs):
         guider = executor.class_obj
+        self.shapes = kwargs.get("latent_shapes")
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.mu = forecast.MU * self.gamma**forecast.STEEPNESS / amplification(sampler)
@@ -154,6 +156,11 @@ class Reference:
         self.tape.append((u, True, guess.clone()))
         return guess.clone()
 
+    def rows(self, tensor):
+        """Every item of the batch, and of a latent of several parts every part of it."""
+        parts = comfy.utils.unpack_latents(tensor, self.shapes) if self.shapes else [tensor]
+        return [item.double() for part in parts for item in part]
+
     def a(self, sigma):
         after = [s for s in self.sigmas if s < sigma * (1 - 1e-4)]
         return min(after[0] / sigma, 1) if after and sigma else 0.0
@@ -166,7 +173,8 @@ class Reference:
             self.known.pop()
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
-            e = ((missed.flatten(1) ** 2).sum(1) / ((x - out).flatten(1) ** 2).sum(1)).max().sqrt().item()
+            pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
+            e = max((m.norm() / d.norm()).item() for m, d in pairs)
             self._learn(e, tau, n_known == 2)
             owed = 0
             for v, b in self.left_out:
@@ -218,8 +226,7 @@ class Reference:
         before, given, level = self.last
         b, factors, goes_on, idle = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4), False
         self.step = b if b > moves.STANDING and goes_on else self.step
-        for item in range(len(x)):
-            v, w = (given - before)[item].double(), (x - before)[item].double()
+        for v, w in zip(self.rows(given - before), self.rows(x - before), strict=True):
             toward, moved = v.norm().item(), w.norm().item()
             if b <= moves.STANDING:
                 goes_on &= moved <= moves.NEAR * self.step * toward

@@ -32,7 +32,8 @@ def test_the_line():
     assert nothing.summary() == "inactive: no block qualified; 1 evaluations computed in full"
     nothing = RunStats(ForecastConfig(), 4, 3, nothing.evaluations)
     assert (
-        nothing.summary() == "inactive: the plan computes every step at this threshold; 1 evaluations computed in full"
+        nothing.summary()
+        == "inactive: every step was worth computing at this threshold; 1 evaluations computed in full"
     )
 
 

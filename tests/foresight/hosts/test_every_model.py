@@ -1,0 +1,195 @@
+"""The method "forecast" on models that Foresight knows nothing of: image, audio, 3D, other people's classes."""
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.patcher_extension
+import comfy.utils
+
+from foresight import PaperConfig
+from foresight.engine import ForecastConfig
+from foresight.hosts.blocks import UnsupportedModel
+from foresight.hosts.comfyui import apply_foresight
+from support.comfy_any import GUIDERS, MODELS, QuantizedPatcher, guided, sample
+from support.reference_forecast import Reference
+
+WRAPPERS = comfy.patcher_extension.WrappersMP
+NOTHING, MUCH = ForecastConfig(threshold=1e-12), ForecastConfig(threshold=2.0)
+VALIDATED = ForecastConfig(threshold=2.0, validate=True)
+KNOWN = {"ltx_2"}  # in the table of families, because its blocks are known
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return MODELS[name]()
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return sample(model)
+
+
+def left_out(stats):
+    return [i for i, e in enumerate(stats.evaluations) if e.kind == "reuse"]
+
+
+def test_off_and_a_tiny_threshold_are_the_plain_result(model, plain, runs):
+    assert torch.isfinite(plain).all() and plain.std() > 0.1
+    assert torch.equal(sample(model, apply_foresight(model.patcher, ForecastConfig(threshold=0))), plain) and not runs
+    assert torch.equal(sample(model, apply_foresight(model.patcher, NOTHING)), plain)
+    assert not runs[0].reused and len(runs[0].evaluations) == 16
+
+
+def test_forecasts_are_what_the_method_says(model, plain, runs):
+    reference = Reference(MUCH.threshold)
+    ours, expected = sample(model, apply_foresight(model.patcher, MUCH)), sample(model, reference(model.patcher))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert reference.computed == 16 - len(left_out(runs[0])) < 16
+    assert torch.equal(sample(model), plain) and not torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_every_guider(guider, model, runs):
+    reference, plain = Reference(MUCH.threshold), guided(model, model.patcher, guider)
+    assert torch.equal(guided(model, apply_foresight(model.patcher, NOTHING), guider), plain)
+    ours = guided(model, apply_foresight(model.patcher, MUCH), guider)
+    torch.testing.assert_close(ours, guided(model, reference(model.patcher), guider), rtol=1e-4, atol=1e-4)
+    assert reference.computed == 14 - runs[1].reused < 14 and runs[1].total == 14
+
+
+class Recorder:
+    """Sees from outside what a run gives its sampler, and finds out by itself what it should have given.
+
+    Attributes:
+        patcher: A clone with the recorder on it, to put Foresight on.
+        missed: By evaluation, rms(given - real) / rms(x - real) of the worst item and part.
+        calls: By evaluation, how often the model was called.
+    """
+
+    def __init__(self, patcher):
+        self.missed, self.calls, self._count, self._shapes = [], [], 0, None
+        self.patcher = patcher.clone()
+        for kind in (WRAPPERS.OUTER_SAMPLE, WRAPPERS.PREDICT_NOISE, WRAPPERS.APPLY_MODEL):
+            self.patcher.add_wrapper_with_key(kind, "recorder", getattr(self, kind))
+
+    def outer_sample(self, executor, *args, latent_shapes=None, **kwargs):
+        self._shapes = latent_shapes
+        return executor(*args, latent_shapes=latent_shapes, **kwargs)
+
+    def apply_model(self, executor, *args, **kwargs):
+        self._count += 1
+        return executor(*args, **kwargs)
+
+    def predict_noise(self, executor, x, timestep, *args, **kwargs):
+        before = self._count
+        given = executor(x, timestep, *args, **kwargs)
+        self.calls.append(self._count - before)
+        real = executor.class_obj.predict_noise(x, timestep, *args, **kwargs)  # the guider's own, below all wrappers
+        parts = [comfy.utils.unpack_latents(t, self._shapes) for t in (given - real, x - real)]
+        rms = [[part.flatten(1).double().square().mean(1).sqrt() for part in found] for found in parts]
+        self.missed.append(max((a / b).max().item() for a, b in zip(*rms, strict=True)))
+        return given
+
+
+def test_what_is_left_out_is_counted_and_validate_tells_how_far_it_is_off(model, runs):
+    recorder, seen = Recorder(model.patcher), Recorder(model.patcher)
+    ours = sample(model, apply_foresight(recorder.patcher, MUCH), batch=2)
+    validated = sample(model, apply_foresight(seen.patcher, VALIDATED), batch=2)
+    assert torch.equal(validated, ours)  # and so was every forecast:
+    assert recorder.missed == seen.missed
+    without, stats = runs
+    gaps = left_out(without)
+    assert gaps and left_out(stats) == gaps
+    assert [i for i, n in enumerate(recorder.calls) if not n] == gaps and all(seen.calls)
+    for record in runs:
+        assert (record.total, record.reused, record.counted) == (16, len(gaps), "outputs")
+        assert all((e.computed, e.reused) == ([0], [1]) for i, e in enumerate(record.evaluations) if i in gaps)
+        assert all((e.computed, e.reused) == ([1], [0]) for i, e in enumerate(record.evaluations) if i not in gaps)
+    assert [without.evaluations[i].missed for i in gaps] == [None] * len(gaps)
+    assert [stats.evaluations[i].missed for i in gaps] == pytest.approx([seen.missed[i] for i in gaps], rel=1e-3)
+    assert stats.missed == [stats.evaluations[i].missed for i in gaps]
+
+
+def test_validate_takes_no_random_numbers_from_the_run(runs):
+    """A model that draws some itself, as patches that add noise do, draws the same ones with and without."""
+    model = MODELS["third_party"]()
+
+    def restless(apply_model, args):
+        return apply_model(args["input"], args["timestep"], **args["c"]) + 0.01 * torch.randn(args["input"].shape)
+
+    model.patcher.set_model_unet_function_wrapper(restless)
+    found = []
+    for config in (MUCH, VALIDATED):
+        torch.manual_seed(1)
+        found.append(sample(model, apply_foresight(model.patcher, config)))
+    assert torch.equal(*found) and runs[1].missed
+
+
+def test_the_method_paper_refuses_by_name(name, model):
+    if name in KNOWN:
+        return
+    found = type(model.patcher.model.diffusion_model).__name__
+    with pytest.raises(UnsupportedModel, match=f"does not support {found} .*Use the method forecast"):
+        apply_foresight(model.patcher, PaperConfig())
+
+
+# ---- an image model's own ways to be sampled
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("dpmpp_2m", "karras"),
+        ("dpmpp_2m_sde", "karras"),
+        ("dpmpp_3m_sde", "exponential"),
+        ("euler_ancestral", "normal"),
+        ("ddim", "ddim_uniform"),
+        ("uni_pc", "sgm_uniform"),
+        ("heun", "simple"),
+        ("lcm", "sgm_uniform"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sdxl", "sdxl_v"], indirect=True)
+def test_samplers_of_models_that_predict_noise_or_v(sampler, scheduler, model, runs):
+    how, reference = {"sampler": sampler, "scheduler": scheduler}, Reference(MUCH.threshold)
+    ours = sample(model, apply_foresight(model.patcher, MUCH), **how)
+    torch.testing.assert_close(ours, sample(model, reference(model.patcher), **how), rtol=1e-4, atol=1e-3)
+    assert reference.computed == len(runs[0].evaluations) - runs[0].reused
+    if not runs[0].reused:  # noise in each step: what the plan before the run meant to leave out, it could not
+        assert runs[0].planned < 16 and "every step was worth computing" in runs[0].summary()
+
+
+# ---- several models, and other people's patchers
+
+
+def test_two_nodes_in_one_graph_do_not_disturb_each_other(runs):
+    models = [MODELS["sdxl_edm"](), MODELS["flux"]()]
+    alone = [sample(model, apply_foresight(model.patcher, MUCH)) for model in models]
+    patched = [apply_foresight(model.patcher, config) for model, config in zip(models, (MUCH, VALIDATED), strict=True)]
+    for turn in (0, 1, 1, 0):
+        assert torch.equal(sample(models[turn], patched[turn]), alone[turn])
+    inside = []
+
+    def other(step, *_):  # as a preview or a detailer that samples with the other model in the middle of a run
+        inside.append(sample(models[1], patched[1]) if step in (3, 8) else alone[1])
+
+    assert torch.equal(sample(models[0], patched[0], callback=other), alone[0])
+    assert len(inside) == 16 and all(torch.equal(found, alone[1]) for found in inside)
+    assert len({tuple(left_out(stats)) for stats in runs}) == 2  # a plan each, by what each model's outputs do
+    assert [bool(stats.missed) for stats in runs] == [False, False, False, True, True, False, True, True, False]
+
+
+def test_a_quantized_models_own_patcher_goes_on(runs):
+    model = MODELS["quantized"]()
+    patched = apply_foresight(model.patcher, MUCH)
+    assert type(patched) is QuantizedPatcher and patched.on_device
+    with_lora, without = sample(model, patched), MODELS["quantized"](lora=False)
+    assert not torch.equal(sample(without, apply_foresight(without.patcher, MUCH)), with_lora)
+    assert all(stats.reused for stats in runs)
