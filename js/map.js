@@ -2,7 +2,7 @@
 import { element } from "./element.js";
 import { presetsOf } from "./presets.js";
 import { findNode, runsOf } from "./runs.js";
-import { LEGEND as STRIP_LEGEND, drawStrip } from "./strip.js";
+import { LEGEND as STRIP_LEGEND, columnsOf, drawStrip } from "./strip.js";
 import { EMPTY, evaluationOf, figuresOf, isStrip, percent, unreadable } from "./words.js";
 
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
@@ -112,7 +112,7 @@ export class MapView {
   }
 
   get columns() {
-    const count = this.run.evaluations.length;
+    const count = isStrip(this.run) ? columnsOf(this.run).length : this.run.evaluations.length;
     return this.run.done ? count : Math.max(count, this.run.steps ?? 0);
   }
 
@@ -183,6 +183,7 @@ export class MapView {
   }
 
   moveTo(cell) {
+    if (!this.run) return;
     const last = [this.blocks - 1, this.run.evaluations.length - 1];
     this.cursor = cell && cell.map((value, i) => Math.min(last[i], Math.max(0, value)));
     this.read();

@@ -30,8 +30,12 @@ export function presetsOf(node) {
     return button;
   });
   function show() {
+    const linked = node.inputs?.some((input) => input.widget?.name === "threshold" && input.link != null);
     const value = Number(widget()?.value);
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(PRESETS[i].threshold === value)));
+    buttons.forEach((button, i) => {
+      button.disabled = Boolean(linked); // another node says it
+      button.setAttribute("aria-pressed", String(!linked && PRESETS[i].threshold === value));
+    });
   }
   const found = widget();
   if (found) {

@@ -56,8 +56,9 @@ export function evaluationOf(evaluation) {
 /** The steps of the plan that a run has not come to. */
 export function aheadOf(run) {
   if (run.inactive || run.done || !run.outlook) return [];
-  const last = run.evaluations.at(-1);
-  return last ? run.outlook.filter((step) => step.level < last.level * (1 - 1e-4)) : run.outlook;
+  const count = run.evaluations.length;
+  const reached = run.evaluations.at(-1)?.level;
+  return run.outlook.filter((step, k) => (step.level == null || reached == null ? k >= count : step.level < reached * (1 - 1e-4)));
 }
 
 /** The lines under the map, the first of them in bold. */

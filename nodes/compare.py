@@ -93,6 +93,6 @@ def heard(plain: dict | None, other: dict | None) -> str:
         return f"\nsound not compared: {rate} samples a second in the plain one, {rate_b} in the other"
     try:
         distance = sound.log_mel_distance(a, b, rate)
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # a torchaudio that is not of this torch, say
         return f"\nsound not compared: {error}"
     return f"\nsound: log-mel distance {distance:.2f} dB, loudness {sound.rms_ratio(a, b):.3f} of the plain one"

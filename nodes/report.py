@@ -23,7 +23,7 @@ _OUTPUTS = [  # saved workflows store links by position: only ever append
     (io.Image, "map", None, "What was computed and what was left out, by evaluation; with paper also by block."),
     (io.String, "text", None, "The figures as a table."),
     (io.Float, "speedup", "estimated speed-up",
-     "From the measured times of evaluations with and without reuse; 1 = none."),
+     "From the measured times of evaluations with and without reuse, with validate from their count; 1 = none."),
     (io.Float, "reuse_ratio", "reuse ratio",
      "The share that was left out: of the evaluations, with paper of the blocks."),
     (io.Float, "seconds_full", "seconds full", "Measured median of an evaluation without reuse."),

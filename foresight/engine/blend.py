@@ -167,7 +167,7 @@ class Blend:
             weights = [self._weights[i][1] for i in items if i in self._weights]
             if len(weights) < len(items) or any(len(w) != len(streams) for w in weights):
                 return None
-            of_stream = torch.stack(weights).T.to(self._x[part].device, torch.float32)  # (streams, items)
+            of_stream = torch.stack(weights).T.to(streams[0][part].device, torch.float32)  # (streams, items)
             rows = (w.view(-1, *[1] * (x[part].ndim - 1)) * x[part] for w, x in zip(of_stream, streams, strict=True))
             sums.append(sum(rows))
         return tuple(sums) or None

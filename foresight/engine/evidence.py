@@ -53,7 +53,7 @@ class Evidence:
                 self._errors, self._missed_by, self._row = (errors, sloped), trajectory, evaluation
             elif errors:
                 trajectory.learn(errors, sloped)
-                evaluation.missed = max(errors)
+                evaluation.note_missed(max(errors))
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
@@ -81,7 +81,7 @@ class Evidence:
 
     def _note(self, error: float) -> None:
         if self._row is not None:
-            self._row.missed = error
+            self._row.note_missed(error)
 
     def opinion(self, now: Trajectory, level: float | None) -> list[float]:
         """See `Policy.opinion`: the error, whether it had no slope, and how the sampler came here."""

@@ -227,7 +227,7 @@ class Schedule:
         last = level <= 0 or (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
         if self._noise is None:  # nothing is known of what the sampler does with an output
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
-            return self._position, tau, noise[0], noise[0] - noise[1], 1.0, 1.0, last
+            return self._position, tau, noise[0], max(0.0, noise[0] - noise[1]), 1.0, 1.0, last
         noise, a = self._noise(level), following / level if level else 0.0
         last |= self.steps is None and noise <= LOWEST
         return self._position, tau, noise, noise - self._noise(following), a, 1.0 - a, last

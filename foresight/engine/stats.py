@@ -73,6 +73,10 @@ class Evaluation:
         for block, n in enumerate(calls):
             self.count(block, True, n, None)
 
+    def note_missed(self, error: float) -> None:
+        """Note the real error of a forecast; one that is not finite is no figure, and no JSON either."""
+        self.missed = error if math.isfinite(error) else None
+
     def note_ratio(self, ratio: float | None) -> None:
         """Note the ratio of a decision that concerns all blocks, see `policy.Decision`."""
         if ratio is not None and math.isfinite(ratio):

@@ -1,5 +1,6 @@
 """By how much what was left out was off: it is computed as well, for the record, and compared with what was given."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -38,10 +39,9 @@ class Validation:
         """
         if not self._wanted:
             return
-        devices = [device] if device.type == "cuda" else []
         self.active = True
         try:
-            with torch.random.fork_rng(devices):
+            with _kept_random_numbers(device):
                 real = compute()
         finally:
             self.active = False
@@ -66,5 +66,19 @@ class Validation:
         """Take the numbers of `measured` from the end of these, for the record; the others."""
         rest, mine = values[: len(values) - self._count], values[len(values) - self._count :]
         if mine:
-            evaluation.missed = self._factor * max(mine)
+            evaluation.note_missed(self._factor * max(mine))
         return rest
+
+
+@contextlib.contextmanager
+def _kept_random_numbers(device: torch.device):
+    """The generators of the CPU and of this kind of device (CUDA, XPU, MPS ...) go on afterwards as if nothing was."""
+    module = getattr(torch, device.type, None) if device.type != "cpu" else None
+    states = [(torch.set_rng_state, torch.get_rng_state())]
+    if hasattr(module, "get_rng_state"):
+        states.append((module.set_rng_state, module.get_rng_state()))
+    try:
+        yield
+    finally:
+        for put_back, state in states:
+            put_back(state)

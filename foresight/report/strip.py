@@ -31,12 +31,16 @@ class Column:
     real: float | None = None
 
 
+def _is_ahead(level: float | None, reached: float | None, by_count: bool) -> bool:
+    """Whether a step is still to come; by its number where the host does not tell levels beforehand (diffusers)."""
+    return by_count if level is None or reached is None else level < reached * (1 - 1e-4)
+
+
 def columns(run: dict) -> list[Column]:
     """The columns of a `RunStats.to_dict()`: its evaluations, and of the plan what the run did not come to."""
     rows, rest = run["evaluations"], list(run["outlook"] or ())
     if rows:
-        reached = rows[-1]["level"]
-        rest = [step for step in rest if reached is not None and step["level"] < reached * (1 - 1e-4)]
+        rest = [step for k, step in enumerate(rest) if _is_ahead(step["level"], rows[-1]["level"], k >= len(rows))]
     rest = [] if run["inactive"] else rest
     highest = max((x["share"] or 0.0 for x in (*rows, *rest)), default=0.0)
 

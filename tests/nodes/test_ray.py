@@ -102,7 +102,7 @@ def test_the_report_shows_the_first_workers_newest_run(actors, by_value):
     assert "did not run" in nothing
 
 
-@pytest.mark.parametrize("other", [None, {}, {"workers": []}, {"workers": [object()]}, object()], ids=str)
+@pytest.mark.parametrize("other", [None, {}, {"workers": []}, {"workers": [object()]}, object()])
 def test_what_is_not_raylights_is_refused_by_name(other, by_value):
     with pytest.raises(ValueError, match="these are no workers of raylight .*connect the RAY_ACTORS of its loader"):
         workers.apply_in_workers(other, "forecast", {})

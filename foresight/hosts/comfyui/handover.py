@@ -8,13 +8,14 @@ it is over.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from comfy_execution.graph_utils import is_link
 
-from ...engine import Config
+from ...engine import METHODS, Config
 from ...engine.stages import Stage
 from .prompts import executing
 
@@ -23,6 +24,7 @@ ALIKE = "steps", "cfg", "sampler_name", "scheduler"
 SAME_LEVEL = 1e-4  # relative
 SAME_LATENT = 5e-3  # relative; a latent may be rounded to bf16 on its way
 ENOUGH = 2  # steps that the next run has at least
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}  # a prompt may leave them out
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class Video:
 
     def __init__(self, config: Config, guider: object, sampler: object, masked: bool):
         function, options = getattr(sampler, "sampler_function", sampler), getattr(sampler, "extra_options", {})
+        config = dataclasses.replace(config, validate=False)  # which changes nothing of a run
         self._settings = config, type(guider), getattr(guider, "cfg", None), function, repr(options), masked
         self._masked, self._whole = masked, None
 
@@ -143,5 +146,6 @@ def _settings(nodes, sampler: dict) -> dict | None:
         seen.add(link[0])
         node = nodes.get_node(link[0])
         if node.get("class_type") == FORESIGHT:
-            return {name: value for name, value in node["inputs"].items() if name != "model"}
+            given = {name: value for name, value in node["inputs"].items() if name != "model"}
+            return {"method": next(iter(METHODS)), **_DEFAULTS, **given, "validate": False}
     return None

@@ -17,7 +17,7 @@ from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..ranks import Ranks, ranks_of
 from .families import family_for
-from .latents import Latents, latents_of
+from .latents import Latents, channels_of, latents_of
 from .outputs import Result, View
 from .streams import Streams
 
@@ -52,6 +52,7 @@ class ForesightHook(ModelHook):
     def _begin_run(self) -> None:
         self._streams = Streams()
         self._last_level: float | None = None
+        self._before: Tensors = ()  # the latents of the newest evaluation
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
         self._forms: dict[str, Result] = {}  # by stream
@@ -65,7 +66,7 @@ class ForesightHook(ModelHook):
         self._family, self._module = family_for(module, self._config), module
         self._rises, self._top = self._family.rises > 0, self._family.rises
         self._stack = self._family.stack(module) if self._config.by_block else []
-        self._signature = inspect.signature(type(module).forward)
+        self._signature, self._channels = inspect.signature(type(module).forward), channels_of(module)
         return module
 
     @torch.compiler.disable(recursive=False)
@@ -90,7 +91,7 @@ class ForesightHook(ModelHook):
             self._context = self._contexts.context
         except ValueError:  # a pipeline without contexts
             self._context = None
-        timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments)
+        timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
         if begins:
             self._begin_evaluation(self._level_of(timestep), name, latents)
@@ -117,7 +118,7 @@ class ForesightHook(ModelHook):
         level = self._run.read_back(level, parts) if checked else read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
-            level = self._turn(level)
+            level = self._turn(level, latents)
             self.end_run()
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
@@ -126,11 +127,14 @@ class ForesightHook(ModelHook):
                 level, checked = self._run.read_back(level, parts), True
                 self._scale = _scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
-        self._last_level = level
+        self._last_level, self._before = level, latents
 
-    def _turn(self, level: float) -> float:
-        """The level, counted the other way where a model without a record turns out to have timesteps that rise."""
-        if self._family.known or len(self._run.stats.evaluations) > 1:
+    def _turn(self, level: float, latents: Tensors) -> float:
+        """The level, counted the other way where a model without a record turns out to have timesteps that rise.
+
+        That is so where the second evaluation goes on from the first one's latents, and is no run of its own.
+        """
+        if self._family.known or len(self._run.stats.evaluations) > 1 or not _near(latents, self._before):
             return level
         if not self._rises:
             self._top = 1000.0 if level > 1 else 1.0
@@ -239,3 +243,9 @@ class ForesightHook(ModelHook):
 def _scale_of(level: float | None) -> float:
     """A model's noise levels over shares of noise, by its first level."""
     return 1000.0 if level is not None and level > 1 else 1.0
+
+
+def _near(a: Tensors, b: Tensors) -> bool:
+    """Whether latents could be a step apart; two of different noise are 1.4 times their norm apart."""
+    same = len(a) == len(b) and all(x.shape == y.shape for x, y in zip(a, b, strict=True))
+    return same and all(bool((x - y).norm() < 0.7 * y.norm()) for x, y in zip(a, b, strict=True))

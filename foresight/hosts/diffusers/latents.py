@@ -11,11 +11,29 @@ from .streams import equal
 LOOKS = 2  # evaluations in which latents are compared: videos that begin with the same noise differ after a step
 
 
-def latents_of(family: DiffusersFamily, arguments: Mapping) -> Tensors:
-    """The latents among the arguments of a call, in the order of the outputs that are for them."""
+def latents_of(family: DiffusersFamily, arguments: Mapping, channels: tuple[int, int] | None = None) -> Tensors:
+    """The latents among the arguments of a call, in the order of the outputs that are for them.
+
+    Args:
+        channels: How many the model takes and how many it gives, where its config says so. What it takes more of is
+            there to guide it (InstructPix2Pix, image to video), and differs between conds.
+    """
     found = (arguments.get(name) for name in family.latents)
     parts = [x for value in found for x in (value if isinstance(value, (list, tuple)) else [value])]
-    return tuple(x for x in parts if isinstance(x, torch.Tensor))
+    return tuple(_leading(x, channels) for x in parts if isinstance(x, torch.Tensor))
+
+
+def channels_of(module: torch.nn.Module) -> tuple[int, int] | None:
+    """How many channels a model takes and gives, None where its config does not say that it takes more."""
+    config = getattr(module, "config", None)
+    taken, given = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
+    return (taken, given) if isinstance(taken, int) and isinstance(given, int) and given < taken else None
+
+
+def _leading(x: torch.Tensor, channels: tuple[int, int] | None) -> torch.Tensor:
+    """The leading channels of a latent, as many as the model gives, where its shape leaves no doubt which they are."""
+    places = [d for d in range(1, x.ndim) if channels is not None and x.shape[d] == channels[0]]
+    return x.narrow(places[0], 0, channels[1]) if x.ndim > 3 and len(places) == 1 else x
 
 
 def conds_in(latents: Tensors) -> int:

@@ -1,12 +1,15 @@
 """With `validate`, what is left out is computed for the record alone: its error is known, and nothing else changes."""
 
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.engine import Run
+from foresight.engine.blend import Blend
 from support.toy import Drifting, one_call
 
 STEPS = 20
@@ -125,3 +128,33 @@ def test_where_the_sampler_takes_a_blend_its_error_counts():
     assert len(left_out) > 5
     for k in left_out:
         assert stats.evaluations[k].missed == pytest.approx(off[k], rel=0.02, abs=1e-5), k
+
+
+@pytest.mark.parametrize("blended", [False, True])
+def test_an_output_that_is_not_finite_is_no_figure(blended):
+    """A black image in fp16: the record stays what a browser can read."""
+    schedule = [1 - k / STEPS for k in range(STEPS + 1)]
+    config = ForecastConfig(threshold=2.0, validate=True)
+    run, x = Run(config, schedule=schedule, noise=lambda sigma: sigma, blended=blended), torch.randn(1, 8)
+    for k in range(STEPS):
+        run.begin_evaluation(schedule[k], (x,))
+        value = math.nan if k > 6 else 1 + 0.01 * k
+        (d,) = run.output("x", "x", lambda v=value: (torch.full((1, 8), v),), x.device, lambda out, x=x: (x - out[0],))
+        x = x + (schedule[k + 1] - schedule[k]) * (x - d) / schedule[k]
+    stats = run.close()
+    assert stats.reused and "nan" not in stats.summary()
+    json.dumps(stats.to_dict(), allow_nan=False)
+
+
+def test_the_blend_of_outputs_is_where_the_outputs_are():
+    """What is compared from step to step may wait in RAM; what was left out is on the device (here meta)."""
+    blend, x = Blend(flow=True), torch.randn(1, 16)
+    cond, uncond = torch.randn(2, 1, 16)
+    blend.begin(1.0, (x,), None)
+    blend.note((cond,), None)
+    blend.note((uncond,), None)
+    following = x + (0.9 - 1.0) * (x - (uncond + 3 * (cond - uncond)))
+    blend.judge(blend.measure((following,)).tolist(), 0.9)
+    (found,) = blend.weighted([(cond,), (uncond,)])
+    torch.testing.assert_close(found, -0.1 * (3 * cond - 2 * uncond), rtol=1e-3, atol=1e-4)
+    assert blend.weighted([(cond.to("meta"),), (uncond.to("meta"),)])[0].device.type == "meta"

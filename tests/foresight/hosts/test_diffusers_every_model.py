@@ -144,3 +144,16 @@ def test_validate_changes_no_bit_and_says_the_error_of_all_that_was_left_out(pip
     assert [e.kind for e in records[0].evaluations] == [e.kind for e in records[1].evaluations]
     missed = [e.missed for e in records[1].evaluations if e.kind == "reuse"]
     assert missed and all(m is not None and 0 <= m < 1 for m in missed) and max(missed) > 0
+
+
+def test_a_run_of_one_step_before_another_does_not_turn_the_time():
+    made = other()
+    handle = apply_foresight(made.model, ForecastConfig(threshold=2.0), steps=STEPS)
+    with torch.no_grad():
+        made.call(torch.randn(made.latent, generator=torch.Generator().manual_seed(9)), torch.tensor([199.0]))
+        for _ in range(2):
+            x = torch.randn(made.latent, generator=torch.Generator().manual_seed(0))
+            for k in range(STEPS):
+                x = x - 0.05 * made.call(x, torch.tensor([1000.0 * (1 - k / STEPS)]))[0]
+            assert len(handle.stats.evaluations) == STEPS and handle.stats.reused
+    handle.remove()

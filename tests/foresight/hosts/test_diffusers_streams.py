@@ -13,7 +13,7 @@ from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight, families
-from foresight.hosts.diffusers.latents import Latents, conds_in, latents_of
+from foresight.hosts.diffusers.latents import Latents, channels_of, conds_in, latents_of
 from foresight.hosts.diffusers.streams import Streams
 from support.diffusers_models import seeded
 from support.diffusers_transformers import TRANSFORMERS, mochi, wan
@@ -223,3 +223,26 @@ def test_mochi_s_timestep_rises_and_yet_it_is_one_run():
     handle.remove()
     assert len(handle.stats.evaluations) == STEPS
     assert handle.stats.evaluations[0].level == 1000 and handle.stats.reused
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 3, 8, 6, 6)], ids=["InstructPix2Pix", "SVD"])
+def test_conds_are_told_by_the_channels_that_are_sampled(shape):
+    """What else a model takes to guide it, an image's latent that is 0 for the uncond, does not keep conds apart."""
+
+    class Model:
+        class config:
+            in_channels, out_channels = 8, 4
+
+    family = families.DiffusersFamily("x", "x", (), latents=("sample",), flow=False)
+    noisy, image = (seeded(1, *shape[1:], seed=seed).narrow(-3, 0, 4) for seed in (1, 2))
+    joined = torch.cat([torch.cat([noisy, image], -3), torch.cat([noisy, 0 * image], -3)])
+    (latent,) = latents_of(family, {"sample": joined}, channels_of(Model))
+    assert conds_in((joined,)) == 1 and conds_in((latent,)) == 2 and torch.equal(latent[:1], noisy)
+    Model.config.out_channels = 8
+    assert channels_of(Model) is None and channels_of(object()) is None
+    assert latents_of(family, {"sample": seeded(1, 8, 8, 8, seed=1)}, (8, 4))[0].shape == (
+        1,
+        8,
+        8,
+        8,
+    )  # which are they?

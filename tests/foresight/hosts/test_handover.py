@@ -230,3 +230,15 @@ def test_of_one_run_nothing_is_kept(models, seen):
 
     in_a_task(lambda: sample(models["wan"], apply_foresight(models["wan"].patcher, MUCH)))
     assert [kept for _, kept in seen] == [0]
+
+
+@pytest.mark.parametrize(
+    "first", [{"validate": True}, {"validate": False}, {"end_percent": 1.0, "cache_device": "auto"}]
+)
+def test_settings_that_change_nothing_are_the_same_settings(stages, runs, seen, first):
+    """Validating one stage, or a prompt that leaves a default out on one node, is no reason to plan them alone."""
+    out = stages.execute()
+    stages.prompt["high_foresight"]["inputs"] |= first
+    assert torch.equal(stages.execute(), out)
+    assert [told.goes_on or told.before is not None for told, _ in seen] == [True] * 4
+    assert [pattern(stats) for stats in runs[:2]] == [pattern(stats) for stats in runs[2:]]

@@ -81,6 +81,14 @@ def test_the_strip_of_a_forecast():
     assert len(strip.columns({**forecast_run(), "evaluations": []})) == 5
 
 
+def test_where_no_levels_are_told_the_steps_ahead_are_counted():
+    run = forecast_run()
+    for step in run["outlook"]:
+        step["level"] = None  # as in diffusers
+    assert [column.reached for column in strip.columns(run)] == [True] * 3 + [False] * 2
+    assert plot.run_map({"one": run}, "title").size
+
+
 def test_a_run_that_validates_says_what_it_would_have_been():
     rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": forecast_run()}).splitlines()[1:])
     assert rows["left out"] == "1 of 3 outputs (33%)" and rows["speed-up, estimated"] == "1.50x without validate"

@@ -17,10 +17,13 @@ def say(tmp_path):
     """Evaluates an expression with everything that the file exports, and gives its value."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed here")
-    shutil.copy(WORDS, tmp_path / "words.mjs")
+    for path in (WORDS, WORDS.with_name("strip.js")):
+        code = path.read_text(encoding="utf-8").replace("./words.js", "./words.mjs")
+        (tmp_path / path.name).with_suffix(".mjs").write_text(code, encoding="utf-8")
 
     def evaluate(expression: str, run: dict | None = None):
-        code = f"import * as words from './words.mjs'; const run = {json.dumps(run)};"
+        code = "import * as words from './words.mjs'; import * as strip from './strip.mjs';"
+        code += f"const run = {json.dumps(run)};"
         code += f"console.log(JSON.stringify({expression}));"
         command = ["node", "--input-type=module", "-e", code]
         return json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
@@ -75,8 +78,19 @@ def test_the_steps_of_the_plan_that_are_still_to_come(say):
     begun = {"outlook": outlook, "inactive": None, "done": False, "evaluations": []}
     assert len(say("words.aheadOf(run)", begun)) == 4
     assert say("words.aheadOf(run)", {**begun, "evaluations": [{"level": 0.75}]}) == outlook[2:]
+    assert say("words.aheadOf(run)", {**begun, "evaluations": [{"level": None}]}) == outlook[1:]
+    untold = [{**step, "level": None} for step in outlook]  # as in diffusers
+    assert say("words.aheadOf(run)", {**begun, "outlook": untold, "evaluations": [{"level": 0.75}]}) == untold[1:]
     for over in ({"inactive": "no room"}, {"done": True}, {"outlook": None}):
         assert say("words.aheadOf(run)", {**begun, **over}) == []
+
+
+def test_a_sampler_that_evaluates_twice_has_columns_for_all_that_is_to_come(say):
+    outlook = [{"level": 1 - k / 4, "share": 0.25, "computes": True} for k in range(4)]
+    row = {"reused": [0], "computed": [1], "ratio": [None], "share": 0.25, "expected": None, "missed": None}
+    rows = [{**row, "level": level} for level in (1.0, 0.75, 0.75)]  # Heun in its second step
+    run = {"outlook": outlook, "inactive": None, "done": False, "evaluations": rows}
+    assert [column["alpha"] for column in say("strip.columnsOf(run)", run)] == [1, 1, 1, 0.35, 0.35]
 
 
 def test_plan_and_times_are_worded_as_in_the_report(say):
