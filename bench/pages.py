@@ -50,7 +50,8 @@ def facts(data: dict) -> str:
         f"{machine['cores']} cores ({machine['processor']}), {data['minutes']:.0f} minutes.",
         *data["left_out"],
         *_slowest(data["rows"]),
-        "Work is counted, wall time is not exact on a machine that does other things; order and bold type go by "
+        "Work is counted; what is in brackets is by CPU time, which other work on the machine hardly changes, where it "
+        "would spoil wall time. Order and bold type go by "
         "work. ± is the standard error over the prompts.",
     ]
     return " ".join(said)
@@ -68,12 +69,12 @@ def _slowest(rows: list[dict]) -> list[str]:
 
 
 def at_qualities(rows: list[dict]) -> str:
-    """Speed-up at each PSNR by work, in brackets by wall time."""
+    """Speed-up at each PSNR by work, in brackets by CPU time."""
     columns = []
     for target in QUALITIES:
-        work, wall = (_read_all(rows, speedup_at, target, cost) for cost in ("work_share", "time_ratio"))
+        work, cpu = (_read_all(rows, speedup_at, target, cost) for cost in ("work_share", "cpu_ratio"))
         leader = _leader(work)
-        columns.append({n: _speed_cell(work[n], wall[n], n == leader) for n in work})
+        columns.append({n: _speed_cell(work[n], cpu[n], n == leader) for n in work})
     table = _table("speed-up at", [f"{target:g} dB" for target in QUALITIES], ranked(rows), columns)
     return f"{table}\n{_ahead(rows)}"
 
@@ -86,18 +87,18 @@ def ranked(rows: list[dict]) -> list[str]:
 
 
 def at_speeds(rows: list[dict]) -> str:
-    """PSNR, then SSIM, at each speed-up by work; in brackets PSNR at that speed-up by wall time."""
+    """PSNR, then SSIM, at each speed-up by work; in brackets PSNR at that speed-up by CPU time."""
     columns = []
     for speed in SPEEDS:
         psnr, ssim = (_read_all(rows, quality_at, speed, quality=figure) for figure in ("psnr", "ssim"))
-        wall = _read_all(rows, quality_at, speed, "time_ratio")
+        cpu = _read_all(rows, quality_at, speed, "cpu_ratio")
         leader = _leader(psnr)
-        columns.append({n: _quality_cell(psnr[n], ssim[n], wall[n], n == leader) for n in psnr})
+        columns.append({n: _quality_cell(psnr[n], ssim[n], cpu[n], n == leader) for n in psnr})
     return _table("PSNR, SSIM at", [f"{speed:g}x" for speed in SPEEDS], ranked(rows), columns)
 
 
 def defaults(rows: list[dict]) -> str:
-    """Every contender as its authors set it: speed-up by work (wall), PSNR and SSIM in each column."""
+    """Every contender as its authors set it: speed-up by work (CPU time), PSNR and SSIM in each column."""
     parts = []
     for model in dict.fromkeys(row["model"] for row in rows):
         chosen = [row for row in rows if row["model"] == model and row["recommended"]]
@@ -209,11 +210,11 @@ def _mean(readings: list[Reading | None]) -> Reading | None:
 
 
 def _ahead(rows: list[dict]) -> str:
-    """The row that says how many times faster forecast is than the best cache of others, by work and by wall time."""
+    """The row that says how many times faster forecast is than the best cache of others, by work and by CPU time."""
     cells = []
     for target in QUALITIES:
         ratios = []
-        for cost in ("work_share", "time_ratio"):
+        for cost in ("work_share", "cpu_ratio"):
             at = _read_all(rows, speedup_at, target, cost)
             others = [r.value for name, r in at.items() if r and not name.startswith("Foresight")]
             mine = at.get(OURS)
@@ -231,17 +232,17 @@ def _bold(text: str, leads: bool) -> str:
     return f"**{text}**" if leads else text
 
 
-def _speed_cell(work: Reading | None, wall: Reading | None, leads: bool) -> str:
+def _speed_cell(work: Reading | None, cpu: Reading | None, leads: bool) -> str:
     if work is None:
         return "-"
-    aside = "-" if wall is None else f"{'>=' if wall.bound else ''}{wall.value:.2f}"
+    aside = "-" if cpu is None else f"{'>=' if cpu.bound else ''}{cpu.value:.2f}"
     return f"{_bold(_number(work, 2, 'x'), leads)} ({aside})"
 
 
-def _quality_cell(psnr: Reading | None, ssim: Reading | None, wall: Reading | None, leads: bool) -> str:
+def _quality_cell(psnr: Reading | None, ssim: Reading | None, cpu: Reading | None, leads: bool) -> str:
     if psnr is None:
         return "-"
-    aside = "-" if wall is None else f"{'>=' if wall.bound else ''}{wall.value:.1f}"
+    aside = "-" if cpu is None else f"{'>=' if cpu.bound else ''}{cpu.value:.1f}"
     return f"{_bold(_number(psnr, 1), leads)} ({aside}), {ssim.value:.4f}"
 
 
@@ -254,7 +255,7 @@ def _default_cell(row: dict) -> str:
         return "cannot run"
     error = error_of(row, "psnr")
     psnr = f"{row['psnr']:.1f}" + ("" if error is None else f" ± {error:.1f}")
-    return f"{1 / row['work_share']:.2f}x ({1 / row['time_ratio']:.2f}), {psnr}, {row['ssim']:.4f}"
+    return f"{1 / row['work_share']:.2f}x ({1 / row['cpu_ratio']:.2f}), {psnr}, {row['ssim']:.4f}"
 
 
 def _table(corner: str, heads: list[str], names: list[str], columns: list[dict]) -> str:

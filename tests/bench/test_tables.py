@@ -9,9 +9,15 @@ import pytest
 from bench import fronts, pages, plots, quality
 
 
-def row(speed: float, psnr: float, name: str = "a", wall: float | None = None, **given) -> dict:
+def row(speed: float, psnr: float, name: str = "a", cpu: float | None = None, **given) -> dict:
     """A point with two prompts that are 1 dB above and below the mean."""
-    figures = {"work_share": 1 / speed, "time_ratio": 1 / (wall or speed), "psnr": psnr, "ssim": psnr / 100}
+    figures = {
+        "work_share": 1 / speed,
+        "time_ratio": 1.0,
+        "cpu_ratio": 1 / (cpu or speed),
+        "psnr": psnr,
+        "ssim": psnr / 100,
+    }
     figures["temporal_psnr"] = psnr
     spread = {"psnr": 1.0, "ssim": 0.01}
     by_prompt = {f: [v + spread.get(f, 0), v - spread.get(f, 0)] for f, v in figures.items()}
@@ -59,7 +65,7 @@ def test_nothing_is_extrapolated():
 
 def test_a_point_at_which_nothing_was_reused_is_on_no_front():
     rows = [row(1.01, fronts.SAME), row(1.5, 40), {"cannot_run": "no"}]
-    assert fronts.points_of(rows, "time_ratio", "psnr") == [(pytest.approx(1.5), 40)]
+    assert fronts.points_of(rows, "cpu_ratio", "psnr") == [(pytest.approx(1.5), 40)]
 
 
 # ---- standard errors
@@ -91,26 +97,26 @@ def test_a_bound_and_a_reading_that_hangs_on_one_prompt_have_no_error():
 # ---- the tables
 
 
-def test_a_table_has_the_speedup_by_work_its_error_and_the_wall_time_and_its_leader_by_work():
-    rows = [row(1.0, 50), row(2.0, 40, wall=1.8), row(1.2, 46, "b", wall=3.0), row(1.7, 44, "b", wall=4.0)]
+def test_a_table_has_the_speedup_by_work_its_error_and_the_cpu_time_and_its_leader_by_work():
+    rows = [row(1.0, 50), row(2.0, 40, cpu=1.8), row(1.2, 46, "b", cpu=3.0), row(1.7, 44, "b", cpu=4.0)]
     text = pages.at_qualities(rows)
-    # at 45 dB a is at 1.5 by work and 1.4 by wall time, b half of the way from 1.2 to 1.7 and from 3.0 to 4.0
+    # at 45 dB a is at 1.5 by work and 1.4 by CPU time, b half of the way from 1.2 to 1.7 and from 3.0 to 4.0
     assert "| a | **1.50x ± 0.10** (1.40) | **2.00x" in text
     assert "| b | 1.45x" in text and "(3.50)" in text
     assert "| a | **1.50x ± 0.10** (1.40) | **2.00x** (1.80) | **>=2.00x** (>=1.80) | **>=2.00x** (>=1.80) |" in text
 
 
 def test_the_contenders_are_in_the_order_of_their_speedups_by_work():
-    rows = [row(1.5, 50, "slow", wall=9.0), row(2.0, 50, "fast", wall=1.0), row(3.0, 20, "bad"), {"cannot_run": "no"}]
+    rows = [row(1.5, 50, "slow", cpu=9.0), row(2.0, 50, "fast", cpu=1.0), row(3.0, 20, "bad"), {"cannot_run": "no"}]
     assert pages.ranked(rows) == ["fast", "slow", "bad"]
 
 
 def test_the_other_way_round_it_has_psnr_and_ssim_at_a_speedup():
-    text = pages.at_speeds([row(1.0, 50), row(2.0, 40, wall=1.5), row(2.0, 42, "b")])
-    # at 1.5x a has 45 dB and an SSIM of 0.45 by work, and 40 dB at 1.5x by wall time; b is faster, so at least 42
+    text = pages.at_speeds([row(1.0, 50), row(2.0, 40, cpu=1.5), row(2.0, 42, "b")])
+    # at 1.5x a has 45 dB and an SSIM of 0.45 by work, and 40 dB at 1.5x by CPU time; b is faster, so at least 42
     assert "| a | **45.0 ± 1.0** (40.0), 0.4500 |" in text
     assert "| b | >=42.0 (>=42.0), 0.4200 |" in text
-    assert "(-), 0.4000 | - | - |" in text  # by wall time a does not reach 2x, and neither way 2.5x and 3x
+    assert "(-), 0.4000 | - | - |" in text  # by CPU time a does not reach 2x, and neither way 2.5x and 3x
 
 
 def test_how_far_ahead_of_the_others_it_is():
