@@ -79,10 +79,11 @@ class Meter:
                     spent[:] = (s + now - then for s, now, then in zip(spent, _clocks(), began, strict=True))
 
             began = _clocks()
-            out = function(model, x, sigmas, extra_args, callback=watch, disable=True, **options)
-            wall, cpu = (b - a - s for a, b, s in zip(began, _clocks(), spent, strict=True))
-            self.seconds, self.cpu_seconds = self.seconds + wall, self.cpu_seconds + cpu
-            return out
+            try:
+                return function(model, x, sigmas, extra_args, callback=watch, disable=True, **options)
+            finally:  # a sampler that is started again leaves by an error, and has taken its time
+                wall, cpu = (b - a - s for a, b, s in zip(began, _clocks(), spent, strict=True))
+                self.seconds, self.cpu_seconds = self.seconds + wall, self.cpu_seconds + cpu
 
         return timed
 
