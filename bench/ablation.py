@@ -17,7 +17,7 @@ from foresight import ForecastConfig
 from foresight.engine.forecast import Forecast
 from foresight.engine.history import History
 
-from .forced import settings_of
+from .forced import errors_of, settings_of
 from .fronts import SAME, front
 from .models import MODELS
 
@@ -68,7 +68,7 @@ class WithoutEvidence(Forecast):
     """The plan that was made before the run stays."""
 
     def settle(self, values, evaluation) -> None:
-        errors = len(self._measured())
+        errors = errors_of(self)
         super().settle([0.0] * errors + values[errors:], evaluation)
 
 

@@ -76,10 +76,16 @@ def forced_forecast(computed: Sequence[bool]) -> Config:
             return not self._now.histories or computed[min(round(place.position), len(computed) - 1)]
 
         def settle(self, values, evaluation) -> None:
-            errors = len(self._measured())  # random weights jump all the time
+            errors = errors_of(self)  # random weights jump all the time
             super().settle([0.0] * errors + values[errors:], evaluation)
 
     return settings_of(ForcedForecast, ForecastConfig)(threshold=1.0)
+
+
+def errors_of(policy: Forecast) -> int:
+    """How many errors are among the numbers that a policy is about to settle; they come first."""
+    histories = [history for trajectory in policy._trajectories.values() for history in trajectory.histories.values()]
+    return sum(history.error is not None for history in histories)
 
 
 def every(steps: int, interval: int) -> list[bool]:

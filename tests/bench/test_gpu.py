@@ -132,7 +132,7 @@ def test_forced_forecast_goes_through_the_engine_and_leaves_it_as_it_was(wan):
     computed = forced.every(10, 3)
     assert computed == [True, True, True, False, False, True, False, False, True, True]
     run = wan.forecast(computed)
-    assert run.finite and run.stats["reused"] == 4 * 2 * wan.blocks
+    assert run.finite and run.stats["reused"] == 4
     assert policy_of(ForecastConfig()) is Forecast
     with pytest.raises(RuntimeError, match="Foresight computed .* was asked for"):
         wan.forecast([False, True, True, True])  # no forecast without an output
