@@ -45,5 +45,5 @@ def test_the_readmes_example_runs_with_what_pip_installed(installed, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     summary, file = result.stdout.splitlines()[-2:]
-    assert summary.startswith("reused ") and "inactive" not in summary
+    assert summary.startswith("left out ") and "inactive" not in summary
     assert file.startswith(str(installed))

@@ -322,7 +322,7 @@ def test_a_second_run_replaces_the_first_and_two_samplers_have_tabs(page):
     page.page.keyboard.press("Tab")
     assert page.run("() => document.activeElement.matches('.foresight-map canvas')")
     page.page.keyboard.press("ArrowRight")
-    assert page.page.locator(".foresight-readout").inner_text() == "block 0, evaluation 0: computed (warmup)"
+    assert page.page.locator(".foresight-readout").inner_text().startswith("evaluation 0: computed (warmup)")
 
 
 def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
