@@ -142,10 +142,20 @@ class Run(Restarts, Holding):
             return counted() if counted.calls is None else counted.result
         self._note_calls(key, counted.calls)
         if self.kind == "reuse" and (self._by_block or counted.calls is None):
-            self._validation.compare(given, compute, unit, device)
+            self._validate(given, compute, unit, device)
         self.note_bytes()
         self._fit()
         return given
+
+    @outside_graphs(recursive=False)
+    def _validate(self, given: Tensors, compute: Callable, unit: Callable, device: torch.device) -> None:
+        """Compare what is given with what it would have been; without memory for that, the run goes on unvalidated."""
+        try:
+            self._validation.compare(given, compute, unit, device)
+        except RuntimeError as error:
+            if self._agreement is not None or not is_out_of_memory(error):
+                raise  # other processes do not stop here
+            self._validation.stop()
 
     @outside_graphs()
     def _note_calls(self, key: Hashable, calls: list[int] | None) -> None:

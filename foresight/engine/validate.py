@@ -49,6 +49,10 @@ class Validation:
             self._missed.append(tuple(a.to(b.device) - b for a, b in zip(given, real, strict=True)))
             self._units.append(unit(real))
 
+    def stop(self) -> None:
+        """Compare nothing any more, and give back what was kept for it."""
+        self._wanted, self._missed, self._units = False, [], []
+
     def measured(self) -> list[torch.Tensor]:
         """The errors of the evaluation that ends, 1-D on the device, to be read back."""
         missed, units, self._missed, self._units = self._missed, self._units, [], []

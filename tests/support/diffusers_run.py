@@ -2,6 +2,7 @@
 
 import torch
 
+from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
 from support import contract
 
@@ -44,3 +45,14 @@ def forecast_runs(transformer, config, **options):
     """A plain run and one with the method "forecast", for `contract`."""
     options |= {"steps": contract.FORECAST_STEPS, "moves": False}
     return Plain(transformer, **options), Run(transformer, config, **options)
+
+
+def check_forecast(transformer, family, stack, return_dict: bool) -> None:
+    """A forecast takes the place of the whole model, see `contract.check_forecast`; `stack` says what is the model."""
+    plain, active = forecast_runs(transformer, ForecastConfig(threshold=2.0), return_dict=return_dict)
+
+    def denoised(tensors, step):  # but for the latent, which does not change
+        sigma = 1 - step / contract.FORECAST_STEPS if family.flow else 1.0
+        return [sigma * x for x in tensors]
+
+    contract.check_forecast(transformer.model, stack, plain, active, active.end, denoised)

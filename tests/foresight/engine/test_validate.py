@@ -158,3 +158,31 @@ def test_the_blend_of_outputs_is_where_the_outputs_are():
     (found,) = blend.weighted([(cond,), (uncond,)])
     torch.testing.assert_close(found, -0.1 * (3 * cond - 2 * uncond), rtol=1e-3, atol=1e-4)
     assert blend.weighted([(cond.to("meta"),), (uncond.to("meta"),)])[0].device.type == "meta"
+
+
+def test_without_memory_to_validate_the_run_goes_on_as_it_would_have():
+    """A video is never lost to what is computed for the record alone."""
+    schedule = [1 - k / STEPS for k in range(STEPS + 1)]
+
+    def played(validate):
+        run, x, calls = Run(ForecastConfig(threshold=2.0, validate=validate), schedule=schedule), torch.ones(1, 4), []
+        for k in range(STEPS):
+
+            def compute(k=k):
+                calls.append(k)
+                if run.kind == "reuse" and k > 8:
+                    raise torch.OutOfMemoryError("out of memory")
+                return (torch.full((1, 4), bent(k)),)
+
+            run.begin_evaluation(schedule[k], (x,))
+            (d,) = run.output("x", "x", compute, x.device)
+            x = x + (schedule[k + 1] - schedule[k]) * (x - d) / schedule[k]
+        return x, run.close(), calls
+
+    (plain, without, _), (ours, stats, calls) = played(False), played(True)
+    kinds = [e.kind for e in without.evaluations]
+    assert torch.equal(ours, plain) and stats.inactive is None and [e.kind for e in stats.evaluations] == kinds
+    left_out = [k for k, kind in enumerate(kinds) if kind == "reuse"]
+    first = next(k for k in left_out if k > 8)  # the only one that was tried without memory
+    assert [k for k in left_out if k in calls] == [k for k in left_out if k <= first] and left_out[-1] > first
+    assert [stats.evaluations[k].missed is not None for k in left_out] == [k < first for k in left_out]

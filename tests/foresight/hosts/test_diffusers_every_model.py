@@ -13,7 +13,7 @@ from foresight.hosts.blocks import UnsupportedModel
 from foresight.hosts.diffusers import apply_foresight, families
 from support import contract
 from support.diffusers_images import IMAGE_PIPELINES, IMAGES, flux
-from support.diffusers_run import forecast_runs
+from support.diffusers_run import check_forecast, forecast_runs
 from support.told import computes
 
 ALL = computes(range(contract.FORECAST_STEPS))
@@ -39,14 +39,8 @@ def test_no_forecast_is_the_plain_result(image, config):
 
 @pytest.mark.parametrize("return_dict", [False, True])
 def test_a_forecast_takes_the_place_of_the_whole_model(image, return_dict):
-    plain, active = forecast_runs(image, ForecastConfig(threshold=2.0), return_dict=return_dict)
     family = families.family_for(image.model, ForecastConfig())
-
-    def denoised(tensors, step):  # but for the latent, which does not change
-        sigma = 1 - step / contract.FORECAST_STEPS if family.flow else 1.0
-        return [sigma * x for x in tensors]
-
-    contract.check_forecast(image.model, parts(image), plain, active, active.end, denoised)
+    check_forecast(image, family, parts(image), return_dict)
 
 
 def test_the_method_paper_refuses_it_by_name(image):

@@ -9,7 +9,7 @@ from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts.diffusers import families
 from support import contract
-from support.diffusers_run import Plain, Run, forecast_runs
+from support.diffusers_run import Plain, Run, check_forecast, forecast_runs
 from support.diffusers_transformers import TRANSFORMERS, sana_wm_refiner
 from support.told import computes
 
@@ -48,14 +48,8 @@ def test_no_forecast_is_the_plain_result(transformer, config):
 
 @pytest.mark.parametrize("return_dict", [False, True])
 def test_a_forecast_takes_the_place_of_the_whole_model(transformer, return_dict):
-    plain, active = forecast_runs(transformer, ForecastConfig(threshold=2.0), return_dict=return_dict)
     family = blocks.family_of(transformer.model, families.FAMILIES)
-
-    def denoised(tensors, step):  # but for the latent, which does not change
-        sigma = 1 - step / contract.FORECAST_STEPS if family.flow else 1.0
-        return [sigma * x for x in tensors]
-
-    contract.check_forecast(transformer.model, stack_of(transformer), plain, active, active.end, denoised)
+    check_forecast(transformer, family, stack_of(transformer), return_dict)
 
 
 def test_blocks_that_write_a_kv_cache_always_run():
