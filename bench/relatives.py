@@ -62,7 +62,7 @@ def draw(pairs: list[tuple[str, int]]) -> dict[str, dict]:
             rows[name]["psnr"] = statistics.mean(map(mean_psnr, clips[REFERENCE], made))
         print(f"{name:<28}{rows[name]}", flush=True)
         if names != (BUNDLED,):
-            path = RESULT.with_name(f"relatives-{names[0]}-{steps}.png")
+            path = RESULT.with_name(f"relatives-{names[0]}-{steps}.jpg")
             evaluate.contact_sheet([clip.numpy() for clip in made], prompts, right, path)
     return rows
 

@@ -97,7 +97,7 @@ def evaluate(batch: int = 16) -> float:
 
 
 def contact_sheet(
-    clips: list[np.ndarray], prompts: list[str], right: list[bool], path: Path = PICTURES / "contact_sheet.png"
+    clips: list[np.ndarray], prompts: list[str], right: list[bool], path: Path = PICTURES / "contact_sheet.jpg"
 ) -> None:
     """All clips, one row of frames each, in two columns; the prompts that the checker did not find are marked."""
     from PIL import Image, ImageDraw
@@ -111,7 +111,7 @@ def contact_sheet(
         draw.multiline_text((x + 6, y + 8), prompt.replace(" ", "\n") + ("" if ok else "  (no)"), fill=(230, 230, 230))
         strip = (np.concatenate(list(clip), axis=1) * 255).round().astype(np.uint8)
         sheet.paste(Image.fromarray(strip).resize((width, height), Image.Resampling.NEAREST), (x + label - 50, y))
-    sheet.save(path)
+    sheet.save(path, quality=90)
 
 
 def loss_curve(facts: dict) -> None:
