@@ -85,7 +85,7 @@ def forced_forecast(computed: Sequence[bool]) -> Config:
 def errors_of(policy: Forecast) -> int:
     """How many errors are among the numbers that a policy is about to settle; they come first."""
     histories = [history for trajectory in policy._trajectories.values() for history in trajectory.histories.values()]
-    return sum(history.error is not None for history in histories)
+    return sum(len(history.error) for history in histories if history.error is not None)
 
 
 def every(steps: int, interval: int) -> list[bool]:

@@ -1,7 +1,8 @@
 """Speed on a GPU at real size: `python -m bench.gpu`; `--smoke` runs the same code on a CPU with tiny models.
 
 Published architectures and video sizes, random bf16 weights (see `real_models`), ComfyUI's sampler. The reuse schedule
-is forced (see `forced`): what is measured is the cost of the real engine, not what the policy would decide.
+is forced (see `forced`): what is measured is the cost of the real engine, not what the policy would decide. The smoke
+form alone runs an image model too, to see that the benchmark's code takes one.
 """
 
 import argparse
@@ -129,7 +130,7 @@ def measure(names: list[str], device: torch.device, args: argparse.Namespace, pa
         print(f"{name}: {what} {outcome}, {time.monotonic() - begin:.0f} s", flush=True)
 
     def save(name: str, row: dict) -> None:
-        if "by_depth" in row or "by_depth" not in results["models"].get(name, {}):  # else keep what an earlier one has
+        if "forecast" in row or "forecast" not in results["models"].get(name, {}):  # else keep what an earlier one has
             results["models"][name] = row
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
@@ -139,7 +140,7 @@ def measure(names: list[str], device: torch.device, args: argparse.Namespace, pa
         step(row, name, "evaluations", lambda bench, row: evaluate(bench, row, args.repeats, deadline))
         save(name, row)
     for name, row in rows.items():
-        if "by_depth" in row and "failed" not in row:
+        if "forecast" in row and "failed" not in row:
             step(row, name, "whole runs", lambda bench, row: whole_runs(bench, row, shares, deadline))
             save(name, row)
     return results
@@ -151,11 +152,14 @@ def tables() -> str:
     return "\n\n".join(table(json.loads(file.read_text())) for file in files) or "not measured on a GPU yet"
 
 
+def usual(smoke: bool) -> list[str]:
+    """The models that are measured where none is named."""
+    return [name for name, model in MODELS.items() if smoke or not model.smoke_only]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), choices=MODELS, metavar="NAME", help=", ".join(MODELS)
-    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--steps", type=int, help="of a whole run (50; 14 with --smoke)")
     parser.add_argument("--repeats", type=int, help="evaluations behind each median (5; 2 with --smoke)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
@@ -171,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     args.steps, args.repeats = args.steps or (14 if args.smoke else 50), args.repeats or (2 if args.smoke else 5)
     if args.repeats < 5 and not args.smoke:
         parser.error(f"--repeats {args.repeats}: must be at least 5, a median of fewer says little")
+    if images := set(args.models or ()) - set(usual(args.smoke)):
+        parser.error(f"--models {' '.join(images)}: an image model runs with --smoke only")
     if not args.smoke and not torch.cuda.is_available():
         parser.error("there is no CUDA GPU; --smoke runs tiny models on the CPU")
     host(args.smoke)
@@ -181,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.smoke:
         torch.set_num_threads(1)  # tiny tensors gain nothing from more, and on a busy machine lose much
     try:
-        results = measure(args.models, device, args, path)
+        results = measure(args.models or usual(args.smoke), device, args, path)
     finally:
         torch.set_num_threads(threads)
     print(f"\n{table(results)}\n\n{path}")

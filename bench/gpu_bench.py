@@ -70,9 +70,12 @@ class Bench:
         self._noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(0))
         self._texts = [real_models.conditioning(model, seed) for seed in (1, 2)]
         self.conds = 1 if math.isclose(model.cfg, 1.0) else 2
-        diffusion_model = self.patcher.model.diffusion_model
-        self._stack = blocks.family_of(diffusion_model, families.FAMILIES).stack(diffusion_model)
+        self._stack = [] if model.smoke_only else self._blocks_of(self.patcher.model.diffusion_model)
         self.blocks = len(self._stack)
+
+    @staticmethod
+    def _blocks_of(diffusion_model: torch.nn.Module) -> list[tuple[torch.nn.Module, blocks.Section]]:
+        return blocks.family_of(diffusion_model, families.FAMILIES).stack(diffusion_model)
 
     def sample(self, steps: int, patcher=None, syncs: bool = False) -> Sampled:
         """Sample `steps` steps of euler, one evaluation each."""

@@ -33,6 +33,9 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
         repeats: Evaluations behind each median.
         deadline: Of time.monotonic; what would end later is left out.
     """
+    if bench.model.smoke_only:
+        forecast_alone(bench, row, repeats)
+        return
     row["blocks"], row["conds"] = bench.blocks, bench.conds
     hidden, samples, rough = bench.first_look()
     count, left = stage_evaluations(repeats), deadline - time.monotonic()
@@ -62,6 +65,18 @@ def evaluate(bench: Bench, row: dict, repeats: int, deadline: float) -> None:
     if after.peak_bytes is not None:
         row["memory"] |= memory(after.peak_bytes, max(idle.peak_bytes, rungs.peak_bytes), hidden, samples)
     row["syncs"] = syncs(bench) if bench.device.type == "cuda" else None
+
+
+def forecast_alone(bench: Bench, row: dict, repeats: int) -> None:
+    """Single evaluations of a model whose blocks are not known: plain, with nothing left out, and left out."""
+    row["conds"] = bench.conds
+    bench.sample(3)  # warm up
+    plain = bench.sample(repeats + 2)
+    waiting = bench.forecast([True] * (repeats + 4))
+    leaving = bench.forecast(every(2 * repeats + 4, 2))
+    row["plain"] = {"seconds": plain.median(1)}
+    row["finite"] = plain.finite and leaving.finite
+    row["forecast"] = left_out(waiting, leaving, plain.median(1))
 
 
 def idling(run: Sampled, plain: float) -> dict:
@@ -140,7 +155,7 @@ def whole_runs(bench: Bench, row: dict, shares: Sequence[float], deadline: float
     bench.sample(2)
     plain = bench.sample(steps)
     runs["plain"] = {"seconds": plain.wall, "peak_bytes": plain.peak_bytes}
-    for name in SCHEDULES:
+    for name in () if bench.model.smoke_only else SCHEDULES:
         interval, depths = schedules[name]
         if not _fits(row, runs, name, sum(1 - (depth + 1) / bench.blocks for depth in depths), deadline):
             continue

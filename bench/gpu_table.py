@@ -20,6 +20,8 @@ def table(results: dict) -> str:
         parts += [_evaluations(rows, results["repeats"]), _runs(rows, results["steps"])]
         if not results["smoke"]:
             parts.append("Targets missed: " + ("; ".join(_missed(rows)) or "none of those that were measured") + ".")
+    images = {name: row for name, row in results["models"].items() if "forecast" in row and name not in rows}
+    parts += [_forecast_alone(name, row) for name, row in images.items()]
     left_out = [
         f"{name}: {row.get('failed') or row.get('skipped')}"
         for name, row in results["models"].items()
@@ -88,6 +90,17 @@ def _runs(rows: dict, steps: int) -> str:
             )
         lines.append([name, *cells])
     return "Whole runs; ideal is all block calls over those computed:\n\n" + _markdown(head, lines)
+
+
+def _forecast_alone(name: str, row: dict) -> str:
+    """A model whose blocks are not known."""
+    found, runs = row["forecast"], row.get("runs", {})
+    whole = [f"{TITLES[key]} {runs[key]['speedup']:.2f}x" for key in TITLES if "speedup" in runs.get(key, {})]
+    return (
+        f"{name}, {row['video']}, with forecast alone: {row['plain']['seconds']:.3f} s plain, with nothing left out "
+        f"{found['overhead']:+.1%}, left out {found['left_out_of_plain']:.1%} of plain; whole runs: "
+        f"{'; '.join(whole) or 'not measured'}."
+    )
 
 
 def _missed(rows: dict) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Video models at their published size with random bf16 weights, made on the device, and the inputs to sample them.
+"""Models at their published size with random bf16 weights, made on the device, and the inputs to sample them.
 
 The networks are ComfyUI's own classes (for Latte and Open-Sora the pack's), so that what runs on a card is what users
 run; depth, width and heads are those of the published configs, latents and text lengths those of the usual workflows.
@@ -18,20 +18,22 @@ class NotThere(RuntimeError):
 
 @dataclass(frozen=True)
 class RealModel:
-    """One architecture at one video size.
+    """One architecture at one size of video, or of image.
 
     Attributes:
         name: For `--models` and the table.
-        video: Pixels and frames.
+        video: Pixels and frames, of an image its pixels.
         kind: "latte", "open_sora", "cogvideox" (the pack builds these), or the name of core's config class.
         config: Arguments of the network.
         tiny: What differs in the tiny instance of the smoke test.
-        latent: (C, T, h, w).
+        latent: (C, T, h, w), of an image (C, h, w).
         tiny_latent: The same of the smoke test.
         text: (tokens, channels) of the text embedding.
         parameters: In billions.
         cfg: Guidance scale; 1 samples the positive prompt alone.
         extra: What else the conditioning holds, with its shape.
+        smoke_only: It is measured in the smoke test alone, and with the method "forecast" alone: an image model, whose
+            blocks nothing here knows.
     """
 
     name: str
@@ -39,12 +41,13 @@ class RealModel:
     kind: str
     config: dict
     tiny: dict
-    latent: tuple[int, int, int, int]
-    tiny_latent: tuple[int, int, int, int]
+    latent: tuple[int, ...]
+    tiny_latent: tuple[int, ...]
     text: tuple[int, int]
     parameters: float
     cfg: float = 5.0
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    smoke_only: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -89,6 +92,13 @@ _HUNYUAN = {
     **{"vision_in_dim": None, "meanflow_sum": False},
 }
 _HUNYUAN_TINY = {"hidden_size": 48, "num_heads": 3, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6]}
+_FLUX = {
+    **{"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096},
+    **{"hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38},
+    **{"axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True},
+    "txt_ids_dims": [],
+}
+_FLUX_TINY = {"hidden_size": 48, "num_heads": 3, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6]}
 _LTXV = {"image_model": "ltxv", "num_layers": 28, "attention_head_dim": 64, "cross_attention_dim": 2048}
 _LTXV_TINY = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 12, "cross_attention_dim": 48}
 _LATTE_TINY = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 12, "cross_attention_dim": 48}
@@ -117,6 +127,13 @@ MODELS = {
         ),
         _open_sora("open-sora-720p", "1280x720, 51 frames", (4, 15, 90, 160)),
         _wan("wan-14b", 5120, 13824, 40, 40, 14.3),
+        RealModel(  # as HunyuanVideo, without CFG
+            *("flux-dev", "1024x1024", "Flux", _FLUX, _FLUX_TINY),
+            *((16, 128, 128), (16, 8, 8), (512, 4096), 11.9),
+            cfg=1.0,
+            extra={"pooled_output": (1, 768)},
+            smoke_only=True,
+        ),
     )
 }
 
@@ -189,5 +206,5 @@ def conditioning(model: RealModel, seed: int) -> list:
 
 
 def empty_latent(model: RealModel, tiny: bool = False) -> torch.Tensor:
-    """(1, C, T, h, w) of zeros."""
+    """(1, C, T, h, w) of zeros, for an image (1, C, h, w)."""
     return torch.zeros(1, *(model.tiny_latent if tiny else model.latent))

@@ -194,7 +194,7 @@ export class MapView {
     const [block, index] = this.cursor ?? [];
     const evaluation = this.run.evaluations[index];
     let text = "";
-    if (evaluation && isStrip(this.run)) text = `evaluation ${index}: ${evaluationOf(evaluation)}`;
+    if (evaluation && isStrip(this.run)) text = `evaluation ${index}: ${evaluationOf(evaluation, this.run.parts)}`;
     else if (evaluation) {
       const cell = cellOf(evaluation, block);
       text = cell ? `block ${block}, evaluation ${index}: ${cell.words}` : "";

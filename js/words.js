@@ -40,16 +40,23 @@ export function errorsOf(evaluation) {
   return { predicted, real: known ? (predicted * evaluation.missed) / evaluation.expected : null };
 }
 
-/** What an evaluation of a strip was, for the one line under it. */
-export function evaluationOf(evaluation) {
+const off = (value) => `${(100 * value).toPrecision(2)} %`;
+
+/** The largest error of each part of the latent (video, audio) in brackets; "" where it is one, or where not all are known. */
+function partsOf(parts, evaluations) {
+  if (!evaluations.length || evaluations.some((e) => !e.missed_parts.length)) return "";
+  return ` (${parts.map((name, i) => `${name} ${off(Math.max(...evaluations.map((e) => e.missed_parts[i])))}`).join(", ")})`;
+}
+
+/** What an evaluation of a strip was, for the one line under it; `parts` are the names of the latent's. */
+export function evaluationOf(evaluation, parts) {
   const left = evaluation.reused.some(Boolean);
   const words = [left ? "left out" : evaluation.kind === "warmup" ? "computed (warmup)" : "computed"];
   if (evaluation.share != null) words.push(`${(100 * evaluation.share).toFixed(1)} % of the way`);
   const { predicted } = errorsOf(evaluation);
   if (predicted != null) words.push(`${predicted.toPrecision(2)} of the limit`);
-  const off = (value) => `${(100 * value).toPrecision(2)} %`;
   if (evaluation.expected != null) words.push(`error ${off(evaluation.expected)} predicted`);
-  if (evaluation.missed != null) words.push(`${off(evaluation.missed)} real`);
+  if (evaluation.missed != null) words.push(`${off(evaluation.missed)} real${partsOf(parts, [evaluation])}`);
   return words.join(", ");
 }
 
@@ -74,8 +81,9 @@ export function figuresOf(run, columns) {
     const held = run.peak_bytes ? ` · ${bytes(run.peak_bytes)} held${run.in_ram ? ", partly in RAM" : ""}` : "";
     lines.push(`${seconds(run.seconds_full)} per full evaluation${reuse}${held}`);
   }
-  const missed = run.evaluations.filter((e) => e.missed != null && e.reused.some(Boolean)).map((e) => e.missed);
-  if (missed.length) lines.push(`what was left out is off by ${(100 * Math.max(...missed)).toPrecision(2)} % of the noise at most`);
+  const missed = run.evaluations.filter((e) => e.missed != null && e.reused.some(Boolean));
+  const most = off(Math.max(...missed.map((e) => e.missed)));
+  if (missed.length) lines.push(`what was left out is off by ${most} of the noise at most${partsOf(run.parts, missed)}`);
   if (run.restarts) lines.push(`sampler started again ${run.restarts === 1 ? "once" : `${run.restarts} times`} with better outputs`);
   if (run.uncorrected) lines.push(`forecasts not corrected: ${run.uncorrected}`);
   if (run.inactive) lines.push(`inactive: ${run.inactive}`);

@@ -13,6 +13,7 @@ the one output in a host that sees the guided one.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -48,7 +49,8 @@ class Blend:
         self._weights: dict[int, tuple[float, torch.Tensor]] = {}  # by item, w that was found best, and how well
         self._rounding = 0.0
         self._ways: dict[int, float] = {}  # by item, |x - x'|^2 of the last step that was one
-        self.error: float | None = None  # e of the evaluation that `judge` was asked about
+        # e of the evaluation that `judge` was asked about, see `_by_part`; empty where it is not known
+        self.errors: list[float] = []
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +61,7 @@ class Blend:
     def begin(self, level: float | None, x: Tensors, waits_on: torch.device | None) -> None:
         """An evaluation begins; what is said about it is copied, to `waits_on` if that is not None."""
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
-        self._copied, self.error = False, None
+        self._copied, self.errors = False, []
 
     def note(self, given: Tensors, missed: Tensors | None) -> None:
         """The sampler was given these outputs of the evaluation, one or several for each part of the latent."""
@@ -113,8 +115,8 @@ class Blend:
         return torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs])
 
     def judge(self, sums: list[float], level: float | None) -> Move:
-        """The move, from the numbers of `measure`, and with it `error`; the worst part of the worst item counts."""
-        self.error = None
+        """The move, from the numbers of `measure`, and with it `errors`; the worst part of the worst item counts."""
+        self.errors = []
         if self._level is None or level is None:
             return Move()
         if level > self._level * (1 + 1e-4) or not all(map(math.isfinite, sums)):
@@ -125,8 +127,7 @@ class Blend:
         table = torch.tensor(sums, dtype=torch.float64).view(gram + missed * measured, -1)
         b = 1 - level / self._level if self._level else 0.0
         judged = [self._judge(i, b, _symmetric(x[:gram]), _symmetric(x[gram:])) for i, x in enumerate(table.T)]
-        errors = [error for _, error in judged if error is not None]
-        self.error = max(errors) if measured and errors else None
+        self.errors = self._by_part([error for _, error in judged]) if measured else []
         moves = [move for move, _ in judged]
         return Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
 
@@ -150,9 +151,24 @@ class Blend:
         continues = residual <= (1 - EXPLAINED) * way and ratio > UNRELATED
         return Move(continues, euler, max(1.0, ratio)), _error(self._weights[item], gram, missed)
 
-    def guided(self, errors: list[float]) -> float:
-        """e of the blend; while that is not known, more than that of any output."""
-        return max(errors) * (GUIDED if len(errors) > 1 else 1.0) if self.error is None else self.error
+    def _by_part(self, errors: list[float | None]) -> list[float]:
+        """Of the errors of every part's items, the worst of each part; one of all, where there is a part without."""
+        known, of_items = [error for error in errors if error is not None], iter(errors)
+        parts = [[e for e in islice(of_items, len(x)) if e is not None] for x in self._x]
+        if not all(parts):
+            return [max(known)] if known else []
+        return [max(part) for part in parts]
+
+    def guided(self, errors: list[float], outputs: int) -> list[float]:
+        """e of the blend for each part; while that is not known, more than that of any output.
+
+        Args:
+            errors: The worst of the outputs, for each part.
+            outputs: How many there were.
+        """
+        if not self.errors:
+            return [error * (GUIDED if outputs > 1 else 1.0) for error in errors]
+        return self.errors if len(self.errors) == len(errors) else [max(self.errors)]
 
     def weighted(self, outputs: Iterable[Tensors]) -> Tensors | None:
         """The sum over the streams of w_k times such tensors of theirs, as far as w is known; its parts.

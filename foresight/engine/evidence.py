@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 import torch
 
 from .blend import Blend
-from .history import History
+from .history import History, by_part
 from .moves import Move
 from .stats import Evaluation
 from .tensors import Tensors
 from .trajectory import Trajectory
 
 _NOTHING = -math.inf  # in an opinion
+_TOLD = 2  # parts of a latent whose errors an opinion has room for: video and audio
 
 
 class Evidence:
@@ -21,16 +22,18 @@ class Evidence:
     Args:
         blend: Where the outputs are conds, what finds out how much of each the sampler takes; else None.
         together: Other processes share the decisions: `opinion` and `agree` come before `weigh`.
+        parts: How many the latent has. The worst one's error decides; the record has each one's.
     """
 
-    def __init__(self, blend: Blend | None, together: bool = False):
-        self._blend, self._together = blend, together
+    def __init__(self, blend: Blend | None, together: bool = False, parts: int = 1):
+        self._blend, self._together, self._parts = blend, together, parts
         self._arriving: torch.Tensor | None = None
         self._sums: list[float] | None = None
-        self._errors: tuple[list[float], bool] = [], True  # measured and not learned from yet; whether all had a slope
+        # by part, measured and not learned from yet; whether all had a slope; of how many outputs they are the worst
+        self._errors: tuple[list[float], bool, int] = [], True, 0
         self._row: Evaluation | None = None  # the record of the evaluation that has measured them
         self._missed_by: Trajectory | None = None  # whose errors these are
-        self._agreed: tuple[Move | None, float | None] | None = None
+        self._agreed: tuple[Move | None, list[float]] | None = None
 
     def arrive(self, now: Trajectory, latent: Tensors) -> None:
         """An evaluation begins with this latent."""
@@ -38,7 +41,7 @@ class Evidence:
 
     def measured(self, trajectories: Collection[Trajectory]) -> list[torch.Tensor]:
         """See `Policy.measured`."""
-        errors = [history.error.reshape(1) for trajectory in trajectories for history in _measured(trajectory)]
+        errors = [history.error for trajectory in trajectories for history in _measured(trajectory)]
         return errors if self._arriving is None else [*errors, self._arriving]
 
     def settle(self, values: list[float], trajectories: Collection[Trajectory], evaluation: Evaluation | None) -> None:
@@ -46,67 +49,72 @@ class Evidence:
         values = list(values)
         for trajectory in trajectories:
             measured = _measured(trajectory)
-            errors, sloped = [values.pop(0) for _ in measured], all(history.sloped for history in measured)
+            if not measured:
+                continue
+            outputs = [[values.pop(0) for _ in range(len(history.error))] for history in measured]
+            errors, sloped = by_part(outputs, self._parts), all(history.sloped for history in measured)
             for history in measured:
                 history.error = None
-            if errors and (self._blend is not None or self._together):
-                self._errors, self._missed_by, self._row = (errors, sloped), trajectory, evaluation
-            elif errors:
+            if self._blend is not None or self._together:
+                self._errors, self._missed_by, self._row = (errors, sloped, len(outputs)), trajectory, evaluation
+            else:
                 trajectory.learn(errors, sloped)
-                evaluation.note_missed(max(errors))
+                evaluation.note_missed(errors)
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
     def weigh(self, now: Trajectory, level: float | None) -> None:
         """Take in how the sampler came to the evaluation that begins at `level`, and what that says of errors."""
-        move, error = self._agreed or self._found(now, level)
+        move, errors = self._agreed or self._found(now, level)
         if move is not None:
             now.take(move)
         if self._blend is not None:
             now.euler &= move is not None  # what was not seen is not paid back
-            if error is not None and now.histories:
-                now.learn([error], self._errors[1])
-                self._note(error)
-            self._errors, self._row = ([], True), None
+            if errors and now.histories:
+                now.learn(errors, self._errors[1])
+                self._note(errors)
+            self._errors, self._row = ([], True, 0), None
         self._sums = self._agreed = None
 
-    def _found(self, now: Trajectory, level: float | None) -> tuple[Move | None, float | None]:
-        """The move, None if it was not seen, and the error of what the sampler was given, None if there is none."""
+    def _found(self, now: Trajectory, level: float | None) -> tuple[Move | None, list[float]]:
+        """The move, None if it was not seen, and by part the errors of what the sampler was given, if there are any."""
         seen = self._sums is not None
         move = (self._blend or now.track).judge(self._sums, level) if seen else None
-        errors, _ = self._errors
-        if not errors:
-            return move, None
-        return move, max(errors) if self._blend is None else self._blend.guided(errors)
+        errors, _, outputs = self._errors
+        return move, self._blend.guided(errors, outputs) if errors and self._blend is not None else errors
 
-    def _note(self, error: float) -> None:
+    def _note(self, errors: list[float]) -> None:
         if self._row is not None:
-            self._row.note_missed(error)
+            self._row.note_missed(errors)
 
     def opinion(self, now: Trajectory, level: float | None) -> list[float]:
-        """See `Policy.opinion`: the error, whether it had no slope, and how the sampler came here."""
-        move, error = self._found(now, level)
-        missed = [_NOTHING] * 2 if error is None else [error, not self._errors[1]]
+        """See `Policy.opinion`: the error, whether it had no slope, how the sampler came here, each part's error."""
+        move, errors = self._found(now, level)
+        missed = [max(errors), not self._errors[1]] if errors else [_NOTHING] * 2
         if not all(map(math.isfinite, self._errors[0])):
             missed[0] = math.inf
-        if move is None:
-            return [*missed, *[_NOTHING] * 4]
-        return [*missed, not move.continues, not move.euler, move.price, move.idle]
+        came = [_NOTHING] * 4
+        if move is not None:
+            came = [not move.continues, not move.euler, move.price, move.idle]
+        if len(errors) != _TOLD:  # one that can't tell them apart keeps all from doing so
+            errors = [math.inf if errors else _NOTHING] * _TOLD
+        return [*missed, *came, *errors]
 
     def agree(self, now: Trajectory, opinion: Sequence[float]) -> None:
         """See `Policy.agree`."""
-        error, unsloped, broken, bent, price, idle = opinion[:6]
+        error, unsloped, broken, bent, price, idle, *parts = opinion
         move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0)
-        self._errors = [], not unsloped > 0
-        self._agreed = move, None if error == _NOTHING else error
-        if self._blend is None and error != _NOTHING:
-            (self._missed_by or now).learn([error], self._errors[1])
-            self._note(error)
+        self._errors = [], not unsloped > 0, 0
+        errors = [] if error == _NOTHING else parts if all(map(math.isfinite, (error, *parts))) else [error]
+        self._agreed = move, errors
+        if self._blend is None and errors:
+            (self._missed_by or now).learn(errors, self._errors[1])
+            self._note(errors)
         self._missed_by = None
 
     def drop(self) -> None:
         """Forget all of it."""
-        self._errors, self._missed_by, self._row = ([], True), None, None
+        self._errors, self._missed_by, self._row = ([], True, 0), None, None
         self._arriving = self._agreed = None
 
 

@@ -81,7 +81,7 @@ class Forecast(Policy):
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
-        self._evidence = Evidence(self._blend, self.resources.together)
+        self._evidence = Evidence(self._blend, self.resources.together, self.resources.parts)
         stage = self.resources.stage
         self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
         self._place: Place | None = None

@@ -3,7 +3,8 @@
 The symbols are those of `forecast`.
 """
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -19,7 +20,7 @@ class History:
 
     Attributes:
         signature: Whatever must stay the same for a forecast to make sense.
-        error: e of its newest computed evaluation, 0-d on the device; None where there was nothing to forecast from.
+        error: e of its newest computed evaluation, see `relative`; None where there was nothing to forecast from.
         missed: D^ - D_m, while `error` is.
         sloped: Whether that D^ had a slope.
     """
@@ -139,7 +140,7 @@ class History:
 
 
 def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
-    """rms(missed) / rms(unit) of the worst part of the worst item of the batch, a 0-d fp32 tensor.
+    """rms(missed) / rms(unit) of the worst item of the batch, for each of these tensors: 1-D, fp32, on their device.
 
     It is 0 only where the unit is 0 too: then nothing has been forecast that would be evidence.
     """
@@ -151,4 +152,18 @@ def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
         size = squares(u)
         return (squares(x) / size.clamp_min(1e-12) + (size > 0) * 1e-18).max()
 
-    return torch.stack([worst(*part) for part in zip(missed, unit, strict=True)]).max().sqrt()
+    return torch.stack([worst(*pair) for pair in zip(missed, unit, strict=True)]).sqrt()
+
+
+def by_part(outputs: Sequence[Sequence[float]], parts: int) -> list[float]:
+    """The worst error of each part of the latent (video, audio); not a number where one is none.
+
+    Where an output has not as many tensors for each part, nobody knows which is which, and all of it counts as one.
+
+    Args:
+        outputs: Of one output or several, the numbers of `relative`: of every part in turn, once or several times.
+        parts: How many the latent has.
+    """
+    n = parts if all(len(errors) % parts == 0 for errors in outputs) else 1
+    found = [[error for errors in outputs for error in errors[i::n]] for i in range(n)]
+    return [max(errors, key=lambda error: math.inf if math.isnan(error) else error) for errors in found]

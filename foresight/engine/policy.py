@@ -49,6 +49,7 @@ class Resources:
         tape: Where the host can start the sampler again, and corrections need it.
         stage: What other runs of the same video have to do with this one.
         together: Whether other processes share the decisions, see `Policy.opinion`.
+        parts: How many parts the latent has.
     """
 
     offload: Offload
@@ -61,6 +62,7 @@ class Resources:
     tape: Tape | None = None
     stage: Stage = field(default_factory=Stage)
     together: bool = False
+    parts: int = 1
 
 
 class BlockCall(Protocol):

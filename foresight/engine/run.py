@@ -43,6 +43,7 @@ class Run(Restarts, Holding):
         tape: For a host that can start the sampler again, where that does not take Euler's steps.
         stage: What other runs of the same video have to do with this one.
         worst: Where other processes share the decisions of this run, what exchanges numbers with them.
+        parts: Names of the parts of a latent that has several, in their order.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Run(Restarts, Holding):
         tape: Tape | None = None,
         stage: Stage | None = None,
         worst: Worst | None = None,
+        parts: Sequence[str] = (),
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
@@ -69,7 +71,7 @@ class Run(Restarts, Holding):
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(flow=noise is not None) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
-        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None)
+        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None, max(1, len(parts)))
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
@@ -79,10 +81,10 @@ class Run(Restarts, Holding):
         if worst is not None and not self._policy.together:
             inactive = inactive or f"blocks are spread over {worst.size} processes"
         inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
-        self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive)
+        self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive, parts=parts)
         if not inactive and not first_step and self._policy.planned is not None:
             self.stats.note_plan(self._policy.planned, self._schedule.outlook())
-        self._validation = Validation(config.validate, blend)
+        self._validation = Validation(config.validate, blend, lent.parts)
         self._agreement = self._agreement_of(worst, schedule, first_step) if worst is not None else None
 
     @property

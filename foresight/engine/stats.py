@@ -40,7 +40,10 @@ class Evaluation:
         share: Share of the way from noise to video that this step covers; None where it is not known.
         expected: Error that a forecast of the output was taken to have, in units of the noise; None where there is no
             such figure.
-        missed: Error that it really had; of what was left out it is known where the run validates.
+        missed: Error that it really had; of what was left out it is known where the run validates. Of a latent that has
+            several parts, the worst one's.
+        missed_parts: That of each part, in the order of `RunStats.parts`; empty where the latent has one, or where the
+            parts' errors are not all known.
     """
 
     kind: Kind
@@ -52,6 +55,7 @@ class Evaluation:
     share: float | None = None
     expected: float | None = None
     missed: float | None = None
+    missed_parts: list[float] = field(default_factory=list)
 
     def count(self, block: int, reused: bool, calls: int, ratio: float | None) -> None:
         """Add `calls` calls of one block."""
@@ -73,9 +77,14 @@ class Evaluation:
         for block, n in enumerate(calls):
             self.count(block, True, n, None)
 
-    def note_missed(self, error: float) -> None:
-        """Note the real error of a forecast; one that is not finite is no figure, and no JSON either."""
-        self.missed = error if math.isfinite(error) else None
+    def note_missed(self, errors: Sequence[float]) -> None:
+        """Note the real error of a forecast, for each part of the latent or one for all of it.
+
+        One that is not finite is no figure, and no JSON either.
+        """
+        known = all(map(math.isfinite, errors))
+        self.missed = max(errors) if known else None
+        self.missed_parts = list(errors) if known and len(errors) > 1 else []
 
     def note_ratio(self, ratio: float | None) -> None:
         """Note the ratio of a decision that concerns all blocks, see `policy.Decision`."""
@@ -91,6 +100,7 @@ class RunStats:
         config: Settings of the run.
         steps: Denoising steps, None if the host does not say.
         warmup_steps: W as used.
+        parts: Names of the parts that the latent has; empty where it is one.
         peak_bytes: Most memory that the stored features held at once.
         inactive: Why nothing was left out from some point on, or None.
         in_ram: Whether stored tensors waited in RAM.
@@ -112,6 +122,7 @@ class RunStats:
     restarts: int = 0
     uncorrected: str | None = None
     outlook: list[dict] | None = None
+    parts: Sequence[str] = ()
 
     def note_plan(self, computes: Sequence[int], places: Sequence[Place]) -> None:
         """Note the steps that are to be computed, and where every step stands (the end of the run is one more)."""
@@ -129,6 +140,17 @@ class RunStats:
     def missed(self) -> list[float]:
         """The real errors of what was left out, in units of the noise, as far as the run has validated them."""
         return [e.missed for e in self.evaluations if sum(e.reused) and e.missed is not None]
+
+    @property
+    def missed_parts(self) -> dict[str, float]:
+        """The largest real error of what was left out, for each part of the latent by its name.
+
+        Empty where the latent is one, and where not every error is known for each part.
+        """
+        rows = [e.missed_parts for e in self.evaluations if sum(e.reused) and e.missed is not None]
+        if not rows or not all(rows):
+            return {}
+        return dict(zip(self.parts, map(max, zip(*rows, strict=True)), strict=True))
 
     @property
     def reused(self) -> int:
@@ -188,7 +210,7 @@ class RunStats:
         """The figures of the run as a whole: of the log, of the live map and of the report alike."""
         counted = "counted", "reused", "total", "reuse_ratio", "block_speedup"
         measured = "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"
-        own = "steps", "warmup_steps", "planned", "outlook", "restarts", "uncorrected", "inactive", "in_ram"
+        own = "steps", "warmup_steps", "planned", "outlook", "restarts", "uncorrected", "inactive", "in_ram", "parts"
         return {name: getattr(self, name) for name in (*counted, *measured, *own)}
 
     def to_dict(self, first: int = 0, end: int | None = None) -> dict:
@@ -221,10 +243,13 @@ class RunStats:
         if not self.config.validate:
             full, reuse = format_seconds(self.seconds_full), format_seconds(self.seconds_reuse)
             return f"measured {full} per full and {reuse} per reuse evaluation, estimated speed-up {speedup}"
-        off = (
-            f", off by {statistics.median(self.missed):.2%} of the noise in the median, {max(self.missed):.2%} at most"
-        )
-        return f"validated{off if self.missed else ''}: without validate it would have been about {speedup}"
+        off = ""
+        if self.missed:
+            of_parts = ", ".join(f"{name} {error:.2%}" for name, error in self.missed_parts.items())
+            middle, most = statistics.median(self.missed), max(self.missed)
+            off = f", off by {middle:.2%} of the noise in the median, {most:.2%} at most"
+            off += f" ({of_parts})" if of_parts else ""
+        return f"validated{off}: without validate it would have been about {speedup}"
 
     @property
     def plan(self) -> str:

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 
 from .blend import GUIDED, Blend
 from .compiler import outside_graphs
-from .history import relative
+from .history import by_part, relative
 from .stats import Evaluation
 from .tensors import Tensors
 
@@ -18,14 +19,15 @@ class Validation:
     Args:
         wanted: The user wants it; else nothing is computed or compared.
         blend: Where the outputs are conds, what knows how much of each the sampler takes.
+        parts: How many the latent has.
     """
 
-    def __init__(self, wanted: bool, blend: Blend | None):
-        self._wanted, self._blend = wanted, blend
+    def __init__(self, wanted: bool, blend: Blend | None, parts: int = 1):
+        self._wanted, self._blend, self._parts = wanted, blend, parts
         self.active = False  # while an output is computed for the record, which then counts nothing
         self._missed: list[Tensors] = []  # of each output
         self._units: list[Tensors] = []
-        self._factor, self._count = 1.0, 0  # of what `measured` has given: over the error itself, and how many
+        self._factor, self._sizes = 1.0, []  # of what `measured` has given: over the error itself, numbers per output
 
     @outside_graphs(recursive=False)
     def compare(
@@ -56,21 +58,25 @@ class Validation:
     def measured(self) -> list[torch.Tensor]:
         """The errors of the evaluation that ends, 1-D on the device, to be read back."""
         missed, units, self._missed, self._units = self._missed, self._units, [], []
-        self._factor, self._count = 1.0, len(missed)
+        self._factor, self._sizes = 1.0, []
         if not missed:
             return []
         blended = [self._blend.weighted(outputs) for outputs in (missed, units)] if self._blend else [None]
         if None in blended:
             self._factor = GUIDED if self._blend and len(missed) > 1 else 1.0
-            return [relative(*pair).reshape(1) for pair in zip(missed, units, strict=True)]
-        self._count = 1
-        return [relative(*blended).reshape(1)]
+            found = [relative(*pair) for pair in zip(missed, units, strict=True)]
+        else:
+            found = [relative(*blended)]
+        self._sizes = [len(errors) for errors in found]
+        return found
 
     def settle(self, values: list[float], evaluation: Evaluation | None) -> list[float]:
         """Take the numbers of `measured` from the end of these, for the record; the others."""
-        rest, mine = values[: len(values) - self._count], values[len(values) - self._count :]
-        if mine:
-            evaluation.note_missed(self._factor * max(mine))
+        rest = values[: len(values) - sum(self._sizes)]
+        mine = iter(values[len(rest) :])
+        outputs = [list(islice(mine, size)) for size in self._sizes]
+        if outputs:
+            evaluation.note_missed([self._factor * error for error in by_part(outputs, self._parts)])
         return rest
 
 

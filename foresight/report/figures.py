@@ -57,6 +57,7 @@ def table(runs: dict[str, dict]) -> str:
         )
         for row in rows
     ]
+    lines += [f"{name}: {words}" for name, run in runs.items() if (words := _of_computed(run))]
     for why, words in (("inactive", "inactive"), ("uncorrected", "forecasts not corrected")):
         lines += [f"{name}: {words}: {run[why]}" for name, run in runs.items() if run[why]]
     return "\n".join(line.rstrip() for line in lines)
@@ -122,8 +123,27 @@ def _speedup(run: dict) -> str:
 
 def _off(run: dict) -> str:
     """By how much what was left out was off, where the run has computed it as well."""
-    missed = [e["missed"] for e in run["evaluations"] if sum(e["reused"]) and e["missed"] is not None]
-    return f"{statistics.median(missed):.2%} of the noise, {max(missed):.2%} at most" if missed else "-"
+    rows = [e for e in run["evaluations"] if sum(e["reused"]) and e["missed"] is not None]
+    if not rows:
+        return "-"
+    missed, of_parts = [e["missed"] for e in rows], _by_part(run, rows)
+    words = f"{statistics.median(missed):.2%} of the noise, {max(missed):.2%} at most"
+    return f"{words} ({of_parts})" if of_parts else words
+
+
+def _of_computed(run: dict) -> str:
+    """By how much forecasts of what was computed were off, where the latent has several parts."""
+    rows = [e for e in run["evaluations"] if not sum(e["reused"]) and e["missed"] is not None]
+    of_parts = _by_part(run, rows)
+    return f"forecasts of what was computed missed at most: {of_parts} of the noise" if of_parts else ""
+
+
+def _by_part(run: dict, rows: list[dict]) -> str:
+    """The largest error of each part of the latent, where all of these evaluations know it."""
+    if not rows or not all(e["missed_parts"] for e in rows):
+        return ""
+    worst = map(max, zip(*(e["missed_parts"] for e in rows), strict=True))
+    return ", ".join(f"{name} {error:.2%}" for name, error in zip(run["parts"], worst, strict=True))
 
 
 def _settings(config: dict, warmup: int | None) -> str:

@@ -11,7 +11,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.supported_models
 
-from bench import forced, gpu, gpu_bench, gpu_measure, gpu_table, real_models
+from bench import forced, gpu, gpu_bench, gpu_measure, gpu_plans, gpu_table, real_models
 from foresight import ForecastConfig, PaperConfig
 from foresight.engine.forecast import Forecast
 from foresight.engine.policy import policy_of
@@ -24,6 +24,10 @@ HERE = {  # ComfyUI has CogVideoX since 0.20
     for name, model in real_models.MODELS.items()
     if model.kind != "cogvideox" or hasattr(comfy.supported_models, "CogVideoX_T2V")
 }
+
+
+VIDEO = {name for name in HERE if not real_models.MODELS[name].smoke_only}
+IMAGE = HERE - VIDEO
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,14 +58,16 @@ def test_smoke_measures_every_model(smoke):
             continue
         assert not {"failed", "skipped"} & row.keys(), f"{name}: {row}"
         assert row["finite"], name
+        assert row["forecast"]["left_out_seconds"] > 0 and row["forecast"]["held_bytes"] > 0, name
+        if name in IMAGE:
+            continue
         assert [rung["blocks"] / row["blocks"] for rung in row["by_depth"]] == [0, 0.25, 0.5, 0.75, 1]
         assert row["plain"]["seconds"] > 0 and row["easycache"]["seconds"] > 0, name
-        assert row["forecast"]["left_out_seconds"] > 0 and row["forecast"]["held_bytes"] > 0, name
         assert row["syncs"] is None and "extra_states" not in row["memory"], "a CPU has neither"
 
 
 def test_smoke_runs_every_schedule(smoke):
-    for name in HERE:
+    for name in VIDEO:
         runs = smoke["models"][name]["runs"]
         # 14 steps, 3 of them warmup; 1 of 2: evaluations 4, 6, 8, 10, 12; 2 of 3: 4, 5, 7, 8, 10, 11, 13
         assert runs["n1r2"]["block_speedup"] == pytest.approx(14 / 9), name
@@ -74,8 +80,32 @@ def test_smoke_runs_every_schedule(smoke):
         assert runs["n1r2"]["of_ideal"] == pytest.approx(of_ideal), name
 
 
-def test_hunyuan_is_sampled_without_cfg_and_the_others_with(smoke):
-    assert {name for name in HERE if smoke["models"][name]["conds"] == 1} == {"hunyuan-video"}
+def test_an_image_model_is_measured_with_forecast_alone(smoke):
+    assert IMAGE == {"flux-dev"}
+    row = smoke["models"]["flux-dev"]
+    assert row.keys() == {"video", "conds", "plain", "finite", "forecast", "runs"}  # nothing of blocks, nothing failed
+    assert row["plain"]["seconds"] > 0 and row["forecast"]["idle_seconds"] > 0
+    # a latent of 16 x 8 x 8 in fp32: two outputs and x'; D' is one of the outputs where all are computed
+    assert row["forecast"]["held_bytes"] == 3 * 4 * 16 * 8 * 8
+    runs = row["runs"]
+    assert runs.keys() == {"plain", "forecast3", "forecast4"}
+    assert runs["forecast3"]["block_speedup"] == pytest.approx(14 / 7)
+    assert runs["forecast4"]["block_speedup"] == pytest.approx(14 / 6)
+    text = gpu_table.table(smoke)
+    assert "\n\nflux-dev, 1024x1024, with forecast alone: " in text and "| flux-dev" not in text
+    assert f"whole runs: forecast, 1 of 3 computed {runs['forecast3']['speedup']:.2f}x; forecast, 1 of 4" in text
+
+
+def test_no_gpu_runs_an_image_model(capsys):
+    assert set(gpu.usual(smoke=False)) == real_models.MODELS.keys() - IMAGE
+    assert gpu.usual(smoke=True) == list(real_models.MODELS) and not IMAGE & gpu_plans.TITLES.keys()
+    with pytest.raises(SystemExit):
+        gpu.main(["--models", "wan-1.3b", "flux-dev"])
+    assert "--models flux-dev: an image model runs with --smoke only" in capsys.readouterr().err
+
+
+def test_models_whose_guidance_is_an_input_are_sampled_without_cfg_and_the_others_with(smoke):
+    assert {name for name in HERE if smoke["models"][name]["conds"] == 1} == {"hunyuan-video", "flux-dev"}
 
 
 @pytest.mark.parametrize("name", sorted(HERE))

@@ -81,8 +81,8 @@ def measures_more(rank):
     found = evidence.Evidence._found
 
     def more(self, *args):
-        move, error = found(self, *args)
-        return move, None if error is None else 8 * error
+        move, errors = found(self, *args)
+        return move, [8 * error for error in errors]
 
     evidence.Evidence._found = more if rank == 1 else found
     try:

@@ -29,11 +29,12 @@ class Again(BaseException):
 class Reference:
     """`Reference(gamma)(patcher)` is a clone whose runs follow the method: every value kept, Python numbers, no engine.
 
-    `computed` counts the computed evaluations of all runs. What must stay the same for a forecast is not looked at.
+    `computed` counts the computed evaluations of all runs, and `missed` has what a forecast for each of them would have
+    missed, by part and item. What must stay the same for a forecast is not looked at.
     """
 
     def __init__(self, gamma: float):
-        self.gamma, self.computed = gamma, 0
+        self.gamma, self.computed, self.missed = gamma, 0, []
 
     def __call__(self, patcher):
         patched = patcher.clone()
@@ -174,8 +175,8 @@ class Reference:
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
             pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
-            e = max((m.norm() / d.norm()).item() for m, d in pairs)
-            self._learn(e, tau, n_known == 2)
+            self.missed.append([(m.norm() / d.norm()).item() for m, d in pairs])
+            self._learn(max(self.missed[-1]), tau, n_known == 2)
             owed = 0
             for v, b in self.left_out:
                 before = self.line(v) - d1 if n_known == 2 else 0 * d1

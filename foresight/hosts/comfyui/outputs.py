@@ -20,6 +20,14 @@ class Parts:
 
     def __init__(self, shapes: Sequence[Sequence[int]] | None):
         self._sizes = [math.prod(shape[1:]) for shape in shapes or ()]
+        self._dims = [len(shape) for shape in shapes or ()]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people call the parts; nothing where the latent is one."""
+        if len(self._dims) == 2 and self._dims[0] == 5 > self._dims[1]:
+            return "video", "audio"
+        return tuple(f"part {i + 1}" for i in range(len(self._dims))) if len(self._dims) > 1 else ()
 
     def split(self, packed: torch.Tensor) -> Tensors:
         """The parts as views, one where the latent is not packed."""

@@ -67,6 +67,7 @@ class SamplerRun:
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
         lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
+        self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
         self._run = Run(
@@ -80,9 +81,9 @@ class SamplerRun:
             tape=None if takes_euler_steps(sampler, denoise_mask) else Tape(amplification(sampler)),
             stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
             worst=ranks.worst,
+            parts=self._parts.names,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
-        self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
         self._replay = Replay(self._run, self._parts, self._functions)
         self._edges, self._numbers = Edges(model_sampling.percent_to_sigma, sigmas.tolist(), but=KEY), Numbers()
         self._watch = watch

@@ -18,6 +18,7 @@ class DiffusersFamily(Family):
     Attributes:
         timestep: Argument of the model that says the noise level.
         latents: Arguments that are what the sampler works on, in the order of the results that are for them.
+        parts: What people call these.
         flow: It is a flow model whose timestep is the share of noise, times 1000 as a rule, and gives a velocity.
         rises: Where its timestep is the share of what is not noise, so that its velocity goes the other way: what it is
             when no noise is left; else 0.
@@ -25,6 +26,7 @@ class DiffusersFamily(Family):
 
     timestep: str = "timestep"
     latents: tuple[str, ...] = ("hidden_states", "audio_hidden_states")
+    parts: tuple[str, ...] = ("video", "audio")
     flow: bool = True
     rises: float = 0.0
 
@@ -134,6 +136,7 @@ FAMILIES = (
         batch_dim=None,
         timestep="vision_timesteps",
         latents=("vision_tokens", "sound_tokens", "action_tokens"),
+        parts=("vision", "sound", "action"),
     ),
     DiffusersFamily(
         "MiniMax H3",

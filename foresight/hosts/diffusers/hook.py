@@ -17,7 +17,7 @@ from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..ranks import Ranks, ranks_of
 from .families import family_for
-from .latents import Latents, channels_of, latents_of
+from .latents import Latents, channels_of, latents_of, names_of
 from .outputs import Result, View
 from .streams import Streams
 
@@ -47,6 +47,7 @@ class ForesightHook(ModelHook):
         self._stats: RunStats | None = None
         self._ended: float | None = None  # share of noise where the last run left off for another transformer
         self._context = None  # of the newest call
+        self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -94,6 +95,7 @@ class ForesightHook(ModelHook):
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
         if begins:
+            self._parts = names_of(self._family, arguments)
             self._begin_evaluation(self._level_of(timestep), name, latents)
         else:
             self._latents.look(name, latents)
@@ -156,6 +158,7 @@ class ForesightHook(ModelHook):
             first_step=getattr(self._context, "step_index", None),
             until=(ended or 0.0) * self._scale,
             blended=True,
+            parts=self._parts,
         )
         run.set_budget(int(self._config.cache_budget_gb * 2**30) or None, None)
         return run

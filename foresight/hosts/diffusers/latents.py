@@ -18,9 +18,23 @@ def latents_of(family: DiffusersFamily, arguments: Mapping, channels: tuple[int,
         channels: How many the model takes and how many it gives, where its config says so. What it takes more of is
             there to guide it (InstructPix2Pix, image to video), and differs between conds.
     """
-    found = (arguments.get(name) for name in family.latents)
-    parts = [x for value in found for x in (value if isinstance(value, (list, tuple)) else [value])]
-    return tuple(_leading(x, channels) for x in parts if isinstance(x, torch.Tensor))
+    return tuple(_leading(x, channels) for tensors in _by_argument(family, arguments) for x in tensors)
+
+
+def names_of(family: DiffusersFamily, arguments: Mapping) -> tuple[str, ...]:
+    """Names of the parts of a latent that has several, in the order of `latents_of`.
+
+    Empty where an argument brings several tensors: these are the items of a batch, and no parts of a video.
+    """
+    found = zip(family.parts, _by_argument(family, arguments), strict=False)
+    counts = {name: len(tensors) for name, tensors in found if tensors}
+    return tuple(counts) if len(counts) > 1 and set(counts.values()) == {1} else ()
+
+
+def _by_argument(family: DiffusersFamily, arguments: Mapping) -> list[Tensors]:
+    found = [arguments.get(name) for name in family.latents]
+    values = [value if isinstance(value, (list, tuple)) else [value] for value in found]
+    return [tuple(x for x in value if isinstance(x, torch.Tensor)) for value in values]
 
 
 def channels_of(module: torch.nn.Module) -> tuple[int, int] | None:

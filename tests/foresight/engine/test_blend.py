@@ -39,20 +39,22 @@ def test_guidance_of_cond_and_uncond(guidance, dtype):
     weights = [1 - guidance, guidance]
     step = -0.1 * sum(w * r for w, r in zip(weights, units, strict=True))
     move, blend = judged([x.float() - r for r in units], missed, step, x=x, dtype=dtype)
-    assert blend.error == pytest.approx(expected(missed, units, weights), rel=0.05 if dtype == torch.bfloat16 else 1e-3)
+    assert blend.errors == [
+        pytest.approx(expected(missed, units, weights), rel=0.05 if dtype == torch.bfloat16 else 1e-3)
+    ]
     assert move.continues and move.euler and move.price == pytest.approx(1, abs=0.02)
 
 
 def test_one_output_is_its_own_blend():
     unit, lost = seeded(1), 0.1 * seeded(2)
     _, blend = judged([seeded(0) - unit], [lost], -0.1 * unit)
-    assert blend.error == pytest.approx(expected([lost], [unit], [1.0]), rel=1e-4)
+    assert blend.errors == [pytest.approx(expected([lost], [unit], [1.0]), rel=1e-4)]
 
 
 def test_two_outputs_that_are_the_same():
     unit, lost = seeded(1), 0.1 * seeded(2)
     move, blend = judged([seeded(0) - unit] * 2, [lost] * 2, -0.1 * unit)
-    assert move.continues and blend.error == pytest.approx(expected([lost], [unit], [1.0]), rel=1e-3)
+    assert move.continues and blend.errors == [pytest.approx(expected([lost], [unit], [1.0]), rel=1e-3)]
 
 
 def test_what_the_pipeline_holds_fixed_does_not_count():
@@ -61,7 +63,7 @@ def test_what_the_pipeline_holds_fixed_does_not_count():
     step = -0.1 * (units[0] + 3 * (units[1] - units[0])) * ~fixed
     move, blend = judged([seeded(0) - r for r in units], missed, step)
     free = [[x[:, ~fixed] for x in tensors] for tensors in (missed, units)]
-    assert move.euler and blend.error == pytest.approx(expected(*free, [-2.0, 3.0]), rel=1e-3)
+    assert move.euler and blend.errors == [pytest.approx(expected(*free, [-2.0, 3.0]), rel=1e-3)]
 
 
 def test_what_has_nothing_to_do_with_the_outputs_does_not_continue():
@@ -81,7 +83,7 @@ def test_a_model_that_is_no_flow_model():
     x, units, missed = seeded(0), [seeded(1), seeded(1) + 0.2 * seeded(2)], [0.05 * seeded(3), 0.05 * seeded(4)]
     step = -0.02 * x + 0.1 * (units[0] + 3 * (units[1] - units[0]))
     move, blend = judged(units, missed, step, flow=False)
-    assert move.euler and blend.error == pytest.approx(expected(missed, units, [-2.0, 3.0]), rel=1e-3)
+    assert move.euler and blend.errors == [pytest.approx(expected(missed, units, [-2.0, 3.0]), rel=1e-3)]
 
 
 def test_weights_of_an_exact_step_outlast_those_of_multistep_ones():
@@ -94,7 +96,7 @@ def test_weights_of_an_exact_step_outlast_those_of_multistep_ones():
             blend.note((x - unit,), (lost,))
         x = x + step
         blend.judge(blend.measure((x,)).tolist(), level * 0.9)
-    assert blend.error == pytest.approx(expected(missed, units, [-2.0, 3.0]), rel=1e-3)
+    assert blend.errors == [pytest.approx(expected(missed, units, [-2.0, 3.0]), rel=1e-3)]
 
 
 def test_nothing_is_known_of_another_latent():

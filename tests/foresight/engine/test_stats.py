@@ -50,6 +50,7 @@ def test_to_dict_is_json_and_complete():
         "share": None,
         "expected": None,
         "missed": None,
+        "missed_parts": [],
     }
     assert data["config"]["threshold"] == 0.5 and data["estimated_speedup"] == pytest.approx(8 / 7)
 

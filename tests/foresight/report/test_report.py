@@ -55,14 +55,18 @@ def run(reuse: bool = True, inactive: str | None = None) -> dict:
     return {**about, **json.loads(json.dumps(stats.to_dict()))}
 
 
-def forecast_run(validate: bool = True, inactive: str | None = None) -> dict:
-    """A step computed, one left out, one computed, and two of the plan that the run did not come to."""
-    stats = RunStats(ForecastConfig(validate=validate), 5, 1, planned=3, inactive=inactive)
+def forecast_run(validate: bool = True, inactive: str | None = None, parts=()) -> dict:
+    """A step computed, one left out, one computed, and two of the plan that the run did not come to.
+
+    With two parts, the first one's error is half of the second's.
+    """
+    stats = RunStats(ForecastConfig(validate=validate), 5, 1, planned=3, inactive=inactive, parts=parts)
     stats.outlook = [{"level": 1 - k / 5, "share": 0.2, "computes": k % 2 == 0} for k in range(5)]
     for k, (kind, ratio, expected, missed) in enumerate(
         [("warmup", None, None, None), ("reuse", 0.5, 0.02, 0.03 if validate else None), ("full", 1.5, 0.04, 0.04)]
     ):
         row = Evaluation(kind, 1 - k / 5, 2.0, share=0.1 * (k + 1), expected=expected, missed=missed)
+        row.missed_parts = [missed / 2, missed] if parts and missed else []
         row.count(0, kind == "reuse", 1, ratio)
         stats.evaluations.append(row)
     about = dict(run=1, node_id="7", workflow_id=None, prompt_id="p", sampler_id="3", done=True)
@@ -96,6 +100,20 @@ def test_a_run_that_validates_says_what_it_would_have_been():
     assert rows["reuse evaluation, measured"] == "-"
     rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": forecast_run(False)}).splitlines()[1:])
     assert rows["error of it, validated"] == "-" and "validate" not in rows["speed-up, estimated"]
+
+
+def test_of_a_latent_with_several_parts_each_has_its_error():
+    av = forecast_run(parts=("video", "audio"))
+    rows = dict(re.split(r" {2,}", line) for line in figures.table({"run": av}).splitlines()[1:-1])
+    assert rows["error of it, validated"] == "3.00% of the noise, 3.00% at most (video 1.50%, audio 3.00%)"
+    said = "run: forecasts of what was computed missed at most: video 2.00%, audio 4.00% of the noise"
+    assert figures.table({"run": av}).endswith(said)
+    assert figures.table({"run": forecast_run(False, parts=("part 1", "part 2"))}).endswith(
+        "run: forecasts of what was computed missed at most: part 1 2.00%, part 2 4.00% of the noise"
+    )
+    assert "missed at most" not in figures.table({"run": forecast_run()})
+    av["evaluations"][1]["missed_parts"] = []  # of one that was left out the parts are not known
+    assert "3.00% at most\n" in figures.table({"run": av}) and figures.table({"run": av}).endswith(said)
 
 
 def test_totals_add_up():
@@ -153,7 +171,9 @@ def test_the_report_file_fits_its_schema_and_the_schema_refuses_another():
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    report = json.loads(json.dumps(figures.report_file([run(), run(False), forecast_run()])))
+    report = json.loads(
+        json.dumps(figures.report_file([run(), run(False), forecast_run(), forecast_run(parts=("video", "audio"))]))
+    )
     jsonschema.validate(report, schema)
     report["runs"][0]["evaluations"][0]["kind"] = "maybe"
     with pytest.raises(jsonschema.ValidationError):

@@ -33,10 +33,10 @@ def say(tmp_path):
 
 def record(**more) -> dict:
     """Four of five steps planned; so far one evaluation was computed and one left out."""
-    unknown = {"ratio": [None], "share": None, "expected": None, "missed": None}
+    unknown = {"ratio": [None], "share": None, "expected": None, "missed": None, "missed_parts": []}
     rows = [{"computed": [2], "reused": [0], **unknown}, {"computed": [0], "reused": [2], **unknown}]
     figures_of_run = dict(reuse_ratio=0.5, reused=2, estimated_speedup=1.5, seconds_full=2.0, seconds_reuse=0.00031)
-    rest = dict(peak_bytes=3 << 20, in_ram=False, restarts=0, uncorrected=None, inactive=None, done=False)
+    rest = dict(peak_bytes=3 << 20, in_ram=False, parts=[], restarts=0, uncorrected=None, inactive=None, done=False)
     return {"format": figures.FORMAT, "planned": 4, "steps": 5, "evaluations": rows, **figures_of_run, **rest, **more}
 
 
@@ -64,13 +64,26 @@ def test_at_the_end_it_says_what_became_of_the_plan(say):
 
 def test_what_an_evaluation_was_stands_in_one_line(say):
     row = {"kind": "warmup", "computed": [1], "reused": [0], "ratio": [None], "share": 0.2}
-    row |= {"expected": None, "missed": None}
-    assert say("words.evaluationOf(run)", row) == "computed (warmup), 20.0 % of the way"
+    row |= {"expected": None, "missed": None, "missed_parts": []}
+    assert say("words.evaluationOf(run, [])", row) == "computed (warmup), 20.0 % of the way"
     row |= {"kind": "reuse", "computed": [0], "reused": [1], "ratio": [0.5], "expected": 0.02, "missed": 0.03}
-    assert say("words.evaluationOf(run)", row) == (
+    assert say("words.evaluationOf(run, [])", row) == (
         "left out, 20.0 % of the way, 0.50 of the limit, error 2.0 % predicted, 3.0 % real"
     )
     assert say("words.errorsOf(run)", row) == {"predicted": 0.5, "real": 0.75}
+
+
+def test_video_and_audio_each_have_their_error(say):
+    row = {"kind": "reuse", "computed": [0], "reused": [1], "ratio": [None], "share": None, "expected": None}
+    first, second = ({**row, "missed": error, "missed_parts": [0.01, error]} for error in (0.03, 0.02))
+    assert say("words.evaluationOf(run, ['video', 'audio'])", first) == (
+        "left out, 3.0 % real (video 1.0 %, audio 3.0 %)"
+    )
+    run = record(evaluations=[first, second], parts=["video", "audio"])
+    line = "what was left out is off by 3.0 % of the noise at most"
+    assert f"{line} (video 1.0 %, audio 3.0 %)" in say("words.figuresOf(run, 2)", run)
+    run["evaluations"][1]["missed_parts"] = []  # of one evaluation the parts are not known
+    assert line in say("words.figuresOf(run, 2)", run)
 
 
 def test_the_steps_of_the_plan_that_are_still_to_come(say):

@@ -1,0 +1,217 @@
+"""A latent of several parts (video and audio): the worst one's error decides, and the record has each one's."""
+
+import math
+
+import pytest
+import torch
+
+from foresight import ForecastConfig
+from foresight.engine import Run
+from foresight.engine.agreement import OPINIONS
+from foresight.engine.blend import GUIDED, Blend
+from foresight.engine.evidence import Evidence
+from foresight.engine.history import by_part
+from foresight.engine.moves import Move
+from foresight.engine.stats import Evaluation
+from foresight.engine.trajectory import Trajectory
+
+STEPS = 24
+SIGMAS = [1 - k / STEPS for k in range(STEPS + 1)]
+NAMES = "video", "audio"
+CONFIG = ForecastConfig(threshold=1.0, validate=True)
+VIDEO, AUDIO = (2, 6, 5), (2, 7)  # a batch of two
+
+
+def denoised(part: int, sigma: float) -> torch.Tensor:
+    """The video bends; the audio twelve times as much, and the second item of either more than the first."""
+    shape, bends = (VIDEO, 1.0) if part == 0 else (AUDIO, 12.0)
+    pattern = torch.linspace(-1, 1, math.prod(shape)).view(shape)
+    of_item = torch.tensor([1.0, 1.5]).view(2, *[1] * (len(shape) - 1))
+    return pattern * (1 + of_item * bends * (1 - sigma) ** 2)
+
+
+def noise(part: int) -> torch.Tensor:
+    return torch.randn(VIDEO if part == 0 else AUDIO, generator=torch.Generator().manual_seed(part))
+
+
+def unit_of(x):
+    return lambda outputs: tuple(part - output for part, output in zip(x, outputs, strict=True))
+
+
+def off(given: torch.Tensor, real: torch.Tensor, x: torch.Tensor) -> float:
+    """rms(given - real) / rms(x - real) of the worst item of the batch, straight from its definition."""
+    return max(
+        math.sqrt((g - r).double().square().mean() / (y - r).double().square().mean())
+        for g, r, y in zip(given, real, x, strict=True)
+    )
+
+
+def sampled(parts=NAMES, config=CONFIG, which=(0, 1), reads=None, worst=None):
+    """Euler's sampler; its latents, the record, and by evaluation what each part of what was given is off."""
+    run = Run(config, schedule=SIGMAS, noise=lambda sigma: sigma, parts=parts, worst=worst)
+    x, path, seen = tuple(map(noise, which)), [], []
+    for sigma, after in zip(SIGMAS, SIGMAS[1:], strict=False):
+        if reads is not None:
+            reads.append(0)
+        run.begin_evaluation(torch.tensor([sigma]), x)
+        real = tuple(denoised(part, sigma) for part in which)
+        given = run.output("denoised", "x", lambda real=real: real, x[0].device, unit_of(x))
+        seen.append([off(*of_part) for of_part in zip(given, real, x, strict=True)])
+        x = tuple(y + (after / sigma - 1) * (y - d) for y, d in zip(x, given, strict=True))
+        path.append(x)
+    return path, run.close(), seen
+
+
+def test_the_error_of_each_part_is_in_the_record():
+    _, stats, seen = sampled()
+    left_out = [k for k, e in enumerate(stats.evaluations) if e.kind == "reuse"]
+    assert len(left_out) > 8 and stats.parts == NAMES
+    for k in left_out:
+        row = stats.evaluations[k]
+        assert row.missed_parts == pytest.approx(seen[k], rel=1e-3, abs=1e-6)
+        assert row.missed == max(row.missed_parts)
+    video, audio = zip(*(stats.evaluations[k].missed_parts for k in left_out), strict=True)
+    assert max(audio) > 2 * max(video) > 0
+    assert stats.missed_parts == {"video": max(video), "audio": max(audio)}
+    assert f"{max(audio):.2%} at most (video {max(video):.2%}, audio {max(audio):.2%}):" in stats.summary()
+
+
+def test_what_was_computed_says_what_its_forecast_would_have_missed_in_each_part():
+    """The second evaluation is forecast by giving the first output again."""
+    _, stats, _ = sampled(config=ForecastConfig(threshold=1.0, warmup_steps=3))
+    row = stats.evaluations[1]
+    assert row.kind == "warmup"
+    # one step of Euler leads from the noise x to x + (sigma' / sigma - 1)(x - D)
+    first, second = [[denoised(part, sigma) for part in (0, 1)] for sigma in SIGMAS[:2]]
+    x = [noise(part) + (SIGMAS[1] - 1) * (noise(part) - d) for part, d in zip((0, 1), first, strict=True)]
+    assert row.missed_parts == pytest.approx([off(*p) for p in zip(first, second, x, strict=True)], rel=1e-3)
+    assert not stats.evaluations[0].missed_parts  # there was nothing to forecast it from
+
+
+def test_nothing_else_depends_on_whether_the_parts_are_told_apart():
+    told, untold = sampled(), sampled(parts=())
+    assert all(torch.equal(a, b) for x, y in zip(told[0], untold[0], strict=True) for a, b in zip(x, y, strict=True))
+    rows = [record.to_dict()["evaluations"] for _, record, _ in (told, untold)]
+    for a, b in zip(*rows, strict=True):
+        assert b.pop("missed_parts") == [] and len(a.pop("missed_parts")) == 2 * (a["missed"] is not None)
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert untold[1].missed_parts == {} and "audio" not in untold[1].summary()
+
+
+def test_the_worst_part_decides():
+    """With the audio beside it, a video is computed as often as the audio needs it."""
+    both, video, audio = (
+        [e.kind for e in sampled(parts, which=which)[1].evaluations]
+        for parts, which in ((NAMES, (0, 1)), ((), (0,)), ((), (1,)))
+    )
+    assert both == audio and both.count("reuse") < video.count("reuse")
+
+
+def test_each_part_needs_no_further_read_of_the_device(monkeypatch):
+    reads, found = [], torch.Tensor.tolist
+
+    def tolist(self):
+        reads[-1] += 1
+        return found(self)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    for name in ("item", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: pytest.fail(f"{name} reads the device"))
+    monkeypatch.setitem(globals(), "off", lambda *_: 0.0)
+    _, stats, _ = sampled(reads=reads)
+    assert any(e.missed_parts for e in stats.evaluations)
+    assert reads == [1] * (STEPS - 1) + [2]  # and one at the end of the run
+
+
+# ---- what belongs to which part
+
+
+def test_outputs_that_hold_every_part_several_times():
+    # of one output: (video, audio), twice; of another: once
+    assert by_part([[1.0, 4.0, 2.0, 3.0], [1.5, 0.5]], 2) == [2.0, 4.0]
+    assert by_part([[1.0, 4.0]], 1) == [4.0]
+    assert by_part([[1.0, 4.0], [5.0]], 2) == [5.0]  # an output without audio: which is which?
+
+
+@pytest.mark.parametrize("outputs", [[[0.1, math.nan]], [[math.nan, 0.1]], [[0.1], [math.nan]]])
+def test_an_error_that_is_no_number_is_not_lost_among_others(outputs):
+    assert any(map(math.isnan, by_part(outputs, 2))) and math.isnan(by_part(outputs, 1)[0])
+    row = Evaluation("full")
+    row.note_missed(by_part(outputs, 2))
+    assert row.missed is None and row.missed_parts == []
+
+
+# ---- where the sampler is given a blend
+
+
+def blended(fixed=False):
+    """A blend of two conds, u + 3 (c - u), over two parts, and what each part of it is off."""
+    g = torch.Generator().manual_seed(0)
+    x = [torch.randn(shape, generator=g) for shape in ((2, 512), (2, 64))]
+    units = [[torch.randn(t.shape, generator=g) for t in x] for _ in range(2)]
+    missed = [[size * torch.randn(t.shape, generator=g) for t, size in zip(x, (0.01, 0.2), strict=True)] for _ in "uc"]
+    blend = Blend(flow=True)
+    blend.begin(1.0, tuple(x), None)
+    for unit, lost in zip(units, missed, strict=True):
+        blend.note(tuple(y - r for y, r in zip(x, unit, strict=True)), tuple(lost))
+    m, r = ([-2 * u + 3 * c for u, c in zip(*both, strict=True)] for both in (missed, units))
+    after = [y - 0.1 * unit for y, unit in zip(x, r, strict=True)]
+    after[1] = x[1] if fixed else after[1]
+    blend.judge(blend.measure(tuple(after)).tolist(), 0.9)
+    return blend, [float((a.square().sum(1) / b.square().sum(1)).sqrt().max()) for a, b in zip(m, r, strict=True)]
+
+
+def test_a_blend_has_an_error_for_each_part():
+    blend, errors = blended()
+    assert errors[1] > 5 * errors[0]
+    assert blend.guided([1.0, 1.0], 2) == pytest.approx(errors, rel=1e-3)
+    assert blend.guided([1.0], 2) == pytest.approx([errors[1]], rel=1e-3)  # nobody has told how many parts there are
+
+
+def test_where_a_part_does_not_move_its_error_is_not_known():
+    blend, errors = blended(fixed=True)
+    assert blend.guided([1.0, 1.0], 2) == pytest.approx([errors[0]], rel=1e-3)
+
+
+def test_while_a_blend_is_not_known_the_outputs_errors_stand_for_it():
+    blend = Blend(flow=True)
+    assert blend.guided([0.1, 0.2], 2) == [GUIDED * 0.1, GUIDED * 0.2] and blend.guided([0.1, 0.2], 1) == [0.1, 0.2]
+
+
+# ---- several processes
+
+GOES_ON = Move(True, True, 1.0, False)
+
+
+def agreed(*of_processes, parts=2):
+    """What the first process notes when each of them has measured these errors by part; None for nothing."""
+    opinions, noted = [], []
+    for errors in of_processes:
+        evidence = Evidence(None, True, parts)
+        evidence._found = lambda now, level, errors=errors: (GOES_ON, errors or [])
+        evidence._errors, evidence._row = (errors or [], True, 1), Evaluation("full")
+        opinions.append([*evidence.opinion(Trajectory(), 0.5)])
+        noted.append(evidence)
+    assert {len(opinion) for opinion in opinions} == {OPINIONS}
+    noted[0].agree(Trajectory(), [max(numbers) for numbers in zip(*opinions, strict=True)])
+    return noted[0]._row.missed, noted[0]._row.missed_parts
+
+
+def test_errors_of_both_parts_go_through_the_exchange():
+    def worst(numbers):  # the others know the same
+        return numbers
+
+    worst.size = 2
+    config = ForecastConfig(threshold=1.0)
+    alone, together = (sampled(config=config, worst=exchange)[1].evaluations for exchange in (None, worst))
+    assert [e.missed_parts for e in together[:-1]] == [e.missed_parts for e in alone[:-1]]  # nobody asks for the last
+    assert sum(len(e.missed_parts) == 2 for e in together) > 5
+
+
+def test_over_several_processes_each_part_has_the_worst_of_them():
+    assert agreed([0.25, 0.5], [0.375, 0.125]) == (0.5, [0.375, 0.5])
+    assert agreed([0.25, 0.5], None) == (0.5, [0.25, 0.5])  # one has measured nothing
+    assert agreed([0.25, 0.5], [0.375]) == (0.5, [])  # one can't tell them apart
+    assert agreed([0.25], [0.5], parts=1) == (0.5, [])
+    assert agreed([0.25, 0.5, 0.125], [0.25, 0.5, 0.75], parts=3) == (0.75, [])  # no room for three
+    assert agreed([0.25, 0.5], [0.25, math.nan])[1] == []
