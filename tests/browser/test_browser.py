@@ -1,6 +1,8 @@
 """The real frontend in a headless Chromium, classic and Nodes 2.0: workflows, the Run button, the live map.
 
-FORESIGHT_SCREENSHOTS names a folder for the pictures; without it they go to pytest's temporary one.
+Every test runs on the frontend that ComfyUI pins and on the newest one, each with one of the renderers; with
+FORESIGHT_EVERY_FRONTEND=1 each with both. FORESIGHT_SCREENSHOTS names a folder for the pictures; without it they go to
+pytest's temporary one.
 """
 
 import contextlib
@@ -31,8 +33,19 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def pinned(tmp_path_factory):
+    """A server with the frontend that ComfyUI asks for."""
     with frontend.comfyui(tmp_path_factory.mktemp("comfyui")) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory):
+    """A server with the newest frontend, which users have before ComfyUI pins it."""
+    page = Path(sys.prefix) / "newest-frontend" / "comfyui_frontend_package" / "static"
+    if not page.is_dir():
+        pytest.skip(f"there is no newer frontend in {page}: python run.py test brings it")
+    with frontend.comfyui(tmp_path_factory.mktemp("newest"), page) as host:
         yield host
 
 
@@ -43,16 +56,23 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=RENDERERS)
-def page(request, browser, server):
-    opened = Page(browser, server, request.param)
-    opened.renderer = request.param
+FRONTENDS = "pinned", "newest"
+PAIRS = [(renderer, which) for which in FRONTENDS for renderer in RENDERERS]
+if not os.environ.get("FORESIGHT_EVERY_FRONTEND"):
+    PAIRS = [PAIRS[0], PAIRS[-1]]  # classic on the pinned one, Nodes 2.0 on the newest
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def page(request, browser):
+    renderer, which = request.param
+    opened = Page(browser, request.getfixturevalue(which), renderer)
+    opened.renderer = renderer
     yield opened
     opened.page.close()
     assert not opened.errors
 
 
-PROMPTS: dict[str, dict] = {}  # of the first renderer, by workflow
+PROMPTS: dict[str, dict] = {}  # of the first renderer and frontend, by workflow
 
 
 def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
@@ -344,17 +364,7 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
     page.page.screenshot(path=pictures / f"ab.{page.renderer}.png")
 
 
-@pytest.fixture(scope="module")
-def newest(tmp_path_factory):
-    """A server with the newest frontend, which users have before ComfyUI pins it."""
-    page = Path(sys.prefix) / "newest-frontend" / "comfyui_frontend_package" / "static"
-    if not page.is_dir():
-        pytest.skip(f"there is no newer frontend in {page}: python run.py test brings it")
-    with frontend.comfyui(tmp_path_factory.mktemp("newest"), page) as host:
-        yield host
-
-
-@pytest.mark.parametrize("which", ["server", "newest"])
+@pytest.mark.parametrize("which", FRONTENDS)
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_both_themes(browser, request, pictures, renderer, which):
     colours = []
