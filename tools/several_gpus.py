@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
+from foresight.report.machine import processor
 from foresight.report.quality import psnr
 from models.demo.pipeline import DemoPipeline
-from tools.hosts import processor
 
 PROMPT = "red ball moving right"
 

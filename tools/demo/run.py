@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from foresight.report import plot, quality
+from foresight.report.machine import processor
 from tools import hosts
 
 from . import videos
@@ -90,7 +91,7 @@ def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
     Image.fromarray(plot.run_map(runs, f'"{first}", {steps} steps')).save(out / "map.png")
     data = {
         "host": host,
-        "machine": {"system": platform.platform(), "processor": hosts.processor(), "cores": os.cpu_count(),
+        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "torch": torch.__version__,
         "steps": steps,
