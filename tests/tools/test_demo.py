@@ -119,7 +119,9 @@ def test_coordinates_run_from_minus_one_to_one():
     assert grid[0, 2, 0, 0, :].tolist() == [-1, -0.5, 0, 0.5, 1]  # x
 
 
-@pytest.mark.parametrize("module", ["tools.demo.run", "tools.demo.train", "tools.demo.evaluate", "bench.memory"])
+@pytest.mark.parametrize(
+    "module", ["tools.demo.run", "tools.demo.train", "tools.demo.evaluate", "bench.memory", "bench.gpu"]
+)
 def test_commands_import_and_describe_themselves(module):
     if module in ("tools.demo.train", "tools.demo.evaluate"):
         pytest.importorskip("diffusers", reason="diffusers is not installed here")
