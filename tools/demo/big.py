@@ -19,11 +19,9 @@ def main(smoke: bool) -> int:
     """Measure and print, or say what is missing; the exit code. `smoke` runs a tiny model on the processor instead."""
     why = missing(smoke)
     if why is None:
-        from bench import gpu, gpu_plans, real_models
+        from bench import gpu, gpu_measure, gpu_plans, real_models
 
         gpu.host(smoke)
-        from bench import gpu_measure
-
         device, model, row = torch.device("cpu" if smoke else "cuda:0"), real_models.MODELS[NAME], {}
         size = "as small as can be, to try the command" if smoke else model.video
         print(f"{gpu_plans.TITLES[NAME]}, random bf16 weights, {size}, on {card(device)} ...", flush=True)
