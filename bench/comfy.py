@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from foresight.report.machine import processor
 from models.demo import model
 from models.demo.prompt import embed
 from tools import hosts
@@ -114,7 +115,7 @@ class Demo:
         """Where the figures come from."""
         return {
             "system": platform.platform(),
-            "processor": hosts.processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "device": str(self.model.load_device),
             "torch": self._torch.__version__,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from foresight.report.machine import processor
 from tools import hosts
 
 from .gpu_measure import attempt, evaluate, recorded_shares, whole_runs
@@ -64,7 +65,7 @@ def machine(device: torch.device) -> dict:
     facts = {"system": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
     facts |= {"comfyui": version, "attention": attention.__name__}
     if device.type != "cuda":
-        return {"card": hosts.processor(), "driver": None, **facts}
+        return {"card": processor(), "driver": None, **facts}
     return {
         "card": torch.cuda.get_device_name(device),
         "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),

@@ -11,7 +11,6 @@ import torch
 from foresight import PaperConfig
 from foresight.engine.prefix.stream import stream_bytes
 from foresight.hosts import blocks
-from foresight.hosts.comfyui import families
 
 from . import real_models
 from .forced import Clock, depth_of, forced_forecast, forced_prefix
@@ -63,6 +62,7 @@ class Bench:
         self._sample = comfy.sample.sample
         self._wrapper = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
         from foresight.hosts import comfyui  # once ComfyUI can be imported
+        from foresight.hosts.comfyui import families
 
         self._adapter = comfyui
         self.model, self.device, self.patcher = model, device, real_models.build(model, device, tiny)

@@ -25,6 +25,12 @@ def planned(steps: int, threshold: float = 0.5) -> int:
     return steps if stats.inactive else stats.planned
 
 
+def run_of(row: dict, steps: int) -> tuple[float, float, int]:
+    """Seconds of a run, plain and with Foresight, from a model's measured evaluations, and how many it computes."""
+    n, mine = planned(steps), row["forecast"]
+    return steps * row["plain"]["seconds"], n * mine["idle_seconds"] + (steps - n) * mine["left_out_seconds"], n
+
+
 def table(results: dict) -> str:
     """Markdown: a row for each flow model that was measured."""
     head = ["model", "video", "plain", "computed, with Foresight", "left out", *(f"{n} steps" for n in STEPS)]
@@ -38,10 +44,7 @@ def table(results: dict) -> str:
             row["forecast"]["idle_seconds"],
             row["forecast"]["left_out_seconds"],
         )
-        runs = []
-        for steps in STEPS:
-            n = planned(steps)
-            runs.append(f"{steps * plain:.1f} s -> **{n * busy + (steps - n) * idle:.1f} s** ({n} computed)")
+        runs = [f"{slow:.1f} s -> **{fast:.1f} s** ({n} computed)" for slow, fast, n in (run_of(row, s) for s in STEPS)]
         cells = [title, row["video"], f"{plain:.3f} s", f"{busy:.3f} s", f"{1000 * idle:.1f} ms", *runs]
         lines.append(f"| {' | '.join(cells)} |")
     where = results["machine"]

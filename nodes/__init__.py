@@ -21,6 +21,7 @@ from .open_sora import (
     ForesightOpenSoraLoader,
     ForesightOpenSoraVAELoader,
 )
+from .picture import ForesightPicture
 from .ray import ForesightRay
 from .report import ForesightReport
 from .timing import ForesightSpeedup, ForesightTimer
@@ -38,6 +39,7 @@ class ForesightExtension(ComfyExtension):
             ForesightCompare,
             ForesightTimer,
             ForesightSpeedup,
+            ForesightPicture,
             ForesightDemoModel,
             ForesightDemoPrompt,
             ForesightDemoLatent,

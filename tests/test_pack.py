@@ -225,7 +225,7 @@ def test_the_archive_is_a_pack_that_loads(archive, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=os.environ["COMFYUI_PATH"], capture_output=True, text=True
     )
-    assert result.stdout.split()[-2:] == ["True", "20"], result.stdout + result.stderr
+    assert result.stdout.split()[-2:] == ["True", "21"], result.stdout + result.stderr
 
 
 def load_run():

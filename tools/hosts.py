@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -200,15 +199,6 @@ def find(out: Path) -> ComfyUI | Diffusers:
     """The host to use: ComfyUI where COMFYUI_PATH says it is (run.py sets it), else diffusers."""
     path = os.environ.get("COMFYUI_PATH")
     return ComfyUI(Path(path), out / "comfyui.log") if path else Diffusers()
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _read_png(data: bytes) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`python -m tools.pictures`: makes again the pictures that show the Foresight node, in a real ComfyUI and Chromium.
 
-The node's and the report's help picture, the workflows' thumbnails and the live map of the README. COMFYUI_PATH names
+The help pictures of the nodes about a run, the workflows' thumbnails and the live map of the README. COMFYUI_PATH names
 ComfyUI's folder. The system needs fonts with Chinese characters and emoji, which some of the prompts and notes have.
 """
 
@@ -16,6 +16,7 @@ from tools import frontend, hosts
 
 HELP = hosts.ROOT / "js" / "docs" / "img"
 DEMO = hosts.ROOT / "workflows" / "foresight_demo.json"
+AB = hosts.ROOT / "workflows" / "foresight_ab.json"
 RAYLIGHT = hosts.ROOT / "workflows" / "raylight_wan_2_1_t2v.json"
 RUN = ("foresight_demo", "foresight_ab")  # workflows whose model comes with the pack
 MARGIN = 20  # around a graph, in its own units
@@ -62,18 +63,19 @@ def shot(page: frontend.Page, scale: float, margin: float, kind: str | None = No
     return Image.open(BytesIO(data)).convert("RGB")
 
 
-def run(page: frontend.Page) -> None:
-    """Press Run and wait for the end, and for the pictures that nodes load then."""
+def run(page: frontend.Page) -> dict:
+    """Press Run and wait for the end, and for the pictures that nodes load then: the entry of the history."""
     before = page.history()
     page.press_run()
     entry = page.wait_for_new(before)
     if entry["status"]["status_str"] != "success":
         raise RuntimeError(f"the run failed: {entry['status']['messages']}")
     page.page.wait_for_timeout(3000)
+    return entry
 
 
 def help_pictures(browser, server) -> None:
-    """The Foresight node and its report after a run of the demo, as Nodes 2.0 draws them."""
+    """The Foresight node and its report after a run of the demo, as Nodes 2.0 draws them, and what others look like."""
     page = frontend.Page(browser, server, "nodes2")
     page.load(DEMO)
     page.set("ForesightApply", "threshold", 1)
@@ -86,7 +88,18 @@ def help_pictures(browser, server) -> None:
     page.load(RAYLIGHT)
     page.run(ALONE, "ForesightRay")
     shot(page, 1.25, 6.4, "ForesightRay").save(HELP / "ForesightRay.png", optimize=True)
+    page.load(AB)
+    (saved,) = [file for file in files_of(run(page)) if file["type"] == "output"]
+    query = "&".join(f"{key}={saved[key]}" for key in ("filename", "subfolder", "type"))
+    (HELP / "comparison.webp").write_bytes(server.get(f"/view?{query}"))
+    page.run(ALONE, "ForesightPicture")
+    shot(page, 1.25, 6.4, "ForesightPicture").save(HELP / "ForesightPicture.png", optimize=True)
     page.page.close()
+
+
+def files_of(entry: dict) -> list[dict]:
+    """The pictures that a prompt has shown and saved."""
+    return [file for output in entry["outputs"].values() for file in output.get("images", [])]
 
 
 def thumbnails(browser, server) -> None:

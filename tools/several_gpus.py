@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
+from foresight.report.machine import card
 from foresight.report.quality import psnr
 from models.demo.pipeline import DemoPipeline
-from tools.hosts import processor
 
 PROMPT = "red ball moving right"
 
@@ -84,7 +84,7 @@ def main() -> None:
     video, seconds = timed(pipe, args.steps)
     same = same_everywhere(video)
     if speaks:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+        name = card(device)
         quality = psnr(plain, video).mean()
         print(f"\n{dist.get_world_size()} processes on {name}, {args.steps} steps")
         print(f"plain           {plain_seconds:6.2f} s")

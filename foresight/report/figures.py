@@ -151,6 +151,20 @@ def _settings(config: dict, warmup: int | None) -> str:
     return f"{config['method']}, W {warmup}, gamma {config['threshold']:g}{interval}"
 
 
+def in_short(runs: list[dict]) -> str:
+    """How much of the runs was computed and with which settings, in one line.
+
+    Raises:
+        ValueError: a run has another format.
+    """
+    _check(runs)
+    rows = [row for run in runs for row in run["evaluations"]]
+    settings = {f"{run['config']['method']}, threshold {run['config']['threshold']:g}": None for run in runs}
+    validated = ", validated" if any(run["config"]["validate"] for run in runs) else ""
+    computed = f"{sum(not sum(row['reused']) for row in rows)} of {len(rows)} evaluations computed in full"
+    return f"{computed} ({'; '.join(settings)}{validated})"
+
+
 def report_file(runs: list[dict]) -> dict:
     """What the report node writes as JSON."""
     return {"format": FORMAT, "totals": totals(runs), "runs": runs}

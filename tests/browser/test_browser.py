@@ -360,6 +360,8 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
     (line,) = [text for text in texts if text.startswith("plain ")]
     assert re.fullmatch(r"plain [\d.]+ s, Foresight [\d.]+ s: [\d.]+x measured", line)
     assert any(re.match(r"PSNR [\d.]+ dB over 8 frames", text) for text in texts)
+    saved = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    assert [file["filename"][-5:] for file in saved if file["type"] == "output"] == [".webp"]  # one picture to post
     page.page.wait_for_timeout(1500)
     page.page.screenshot(path=pictures / f"ab.{page.renderer}.png")
 

@@ -223,6 +223,7 @@ REQUIRED = {  # what a prompt must have, as in the first version: an input that 
     "ForesightCompare": "plain accelerated difference_gain",
     "ForesightTimer": "model",
     "ForesightSpeedup": "plain_model plain_latent foresight_model foresight_latent",
+    "ForesightPicture": "plain accelerated plain_model foresight_model model_name width",
     "ForesightDemoModel": "",
     "ForesightDemoPrompt": "text",
     "ForesightDemoLatent": "width height length batch_size",

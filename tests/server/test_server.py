@@ -64,6 +64,33 @@ def test_the_demo_workflow_gives_the_video(server):
     assert (run["total"], run["counted"]) == (STEPS, "outputs") and run["seconds_full"] > 0
 
 
+def prompt_of(path: Path, steps: int) -> dict:
+    """A workflow of the pack in the server's format, with so many steps."""
+    workflow = json.loads(path.read_text())
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in (node for node in workflow["nodes"] if node["type"] != "MarkdownNote"):
+        linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        inputs = {**(node.get("widgets_values_named") or {}), **linked}
+        inputs |= {"steps": steps} if "steps" in inputs else {}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def test_the_ab_workflow_ends_with_one_picture_of_both_videos(server):
+    from PIL import Image
+
+    entry = server.run(prompt_of(hosts.ROOT / "workflows" / "foresight_ab.json", STEPS))
+    files = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    (saved,) = [file for file in files if file["type"] == "output"]
+    assert saved["filename"] == "ab_00001_.webp" and saved["subfolder"] == "foresight"
+    data = server.get("/view?" + "&".join(f"{k}={saved[k]}" for k in ("filename", "subfolder", "type")))
+    image = Image.open(io.BytesIO(data))
+    assert image.n_frames == 8 and image.width == 1024
+    left, right = (image.convert("RGB").crop((x, 60, x + 480, 500)).getcolors(1 << 20) for x in (19, 524))
+    assert len(left) > 50 and len(right) > 50  # a video on either side
+
+
 def test_plain_and_off_are_the_same_video_and_reuse_is_another(server):
     plain = server.generate("blue ring moving up", 5, None, STEPS)
     off = server.generate("blue ring moving up", 5, {"threshold": 0.0}, STEPS)

@@ -1,13 +1,16 @@
 import json
+import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from models.demo import codec, model, prompt
-from tools.demo import clips, evaluate
+from tools.demo import big, clips, evaluate
+from tools.demo import run as demo
 
 
 def test_the_codec_is_orthonormal_and_lossless():
@@ -119,7 +122,9 @@ def test_coordinates_run_from_minus_one_to_one():
     assert grid[0, 2, 0, 0, :].tolist() == [-1, -0.5, 0, 0.5, 1]  # x
 
 
-@pytest.mark.parametrize("module", ["tools.demo.run", "tools.demo.train", "tools.demo.evaluate", "bench.memory"])
+@pytest.mark.parametrize(
+    "module", ["tools.demo.run", "tools.demo.train", "tools.demo.evaluate", "bench.memory", "bench.gpu"]
+)
 def test_commands_import_and_describe_themselves(module):
     if module in ("tools.demo.train", "tools.demo.evaluate"):
         pytest.importorskip("diffusers", reason="diffusers is not installed here")
@@ -129,6 +134,87 @@ def test_commands_import_and_describe_themselves(module):
     root = model.WEIGHTS.parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_demo_says_where_the_time_went():
+    # started at 10, up at 21.2, warm at 22, the videos made at 52, all of it written at 55.4
+    said = demo.spent([10.0, 21.2, 22.0, 52.0, 55.4], "ComfyUI")
+    assert said == (
+        "45 s in all: 11 s to start ComfyUI, 1 s to warm up, 30 s for the videos, 3 s to stop, compare and write"
+    )
+
+
+def run_demo(monkeypatch, *arguments: str) -> int:
+    """The demo command in this process: its exit code."""
+    monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    return end.value.code
+
+
+def test_big_without_comfyui_says_so(monkeypatch, capsys):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert run_demo(monkeypatch, "--big") == 1
+    said = capsys.readouterr()
+    assert "ComfyUI was not found: set COMFYUI_PATH to the folder with its main.py" in said.err and not said.out
+
+
+@pytest.mark.parametrize("cuda", ["13.0", None])
+def test_big_without_a_gpu_says_so_and_prints_no_figure(cuda, monkeypatch, capsys):
+    monkeypatch.setenv("COMFYUI_PATH", "/comfyui")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert run_demo(monkeypatch, "--big") == 1
+    said = capsys.readouterr()
+    assert f"torch {torch.__version__} finds no CUDA or ROCm GPU on this machine" in said.err and not said.out
+    assert said.err.endswith("Without --big the demo needs none\n") and "Traceback" not in said.err
+    assert ("built without" in said.err) == (cuda is None)
+
+
+def test_smoke_is_for_big_alone(monkeypatch, capsys):
+    assert run_demo(monkeypatch, "--smoke") == 2
+    assert "--smoke is for --big alone" in capsys.readouterr().err
+
+
+def test_big_prints_what_was_measured_and_what_it_computes_from_that(monkeypatch, capsys):
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+    assert run_demo(monkeypatch, "--big", "--smoke") == 0
+    said = capsys.readouterr().out
+    names = "plain", "with Foresight, computed", "with Foresight, left out"
+    plain, computed, left_out = (float(re.search(rf"^  {name} +([\d.]+) s$", said, re.M)[1]) for name in names)
+    assert 0 < left_out < computed and plain > 0
+    assert "Runs, computed from measured evaluations with the plan of threshold 0.5" in said
+    rows = re.findall(r"^  (\d+) steps +([\d.]+) s plain +([\d.]+) s with Foresight, (\d+) steps computed$", said, re.M)
+    # the plan of README's table: 10 of 20, 11 of 30, 12 of 50
+    assert [(row[0], row[3]) for row in rows] == [("20", "10"), ("30", "11"), ("50", "12")]
+    for steps, slow, fast, n in rows:
+        assert float(slow) == pytest.approx(int(steps) * plain, abs=0.06)  # it is printed to a tenth
+        assert float(fast) == pytest.approx(int(n) * computed + (int(steps) - int(n)) * left_out, abs=0.06)
+    assert "this says nothing about Wan 1.3B or a card" in said and "on a GPU" not in said
+
+
+def test_big_that_fails_prints_why_and_no_figure(monkeypatch, capsys):
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+    def exhaust(bench, row):
+        row["plain"] = {"seconds": 1.0}
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(big, "measure", exhaust)
+    assert run_demo(monkeypatch, "--big", "--smoke") == 1
+    said = capsys.readouterr()
+    assert said.err == "--big: out of GPU memory beside 2.6 GiB of weights\n"
+    assert "One evaluation" not in said.out and "computed from" not in said.out
+
+
+def test_big_refuses_a_model_whose_output_is_not_finite():
+    class Broken:
+        def sample(self, steps):
+            return types.SimpleNamespace(finite=False)
+
+    with pytest.raises(RuntimeError, match="not finite: its times would say nothing"):
+        big.measure(Broken(), {})
 
 
 def test_a_missing_weight_file_says_what_to_do(monkeypatch, tmp_path):

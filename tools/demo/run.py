@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from foresight.report import plot, quality
+from foresight.report.machine import processor
 from tools import hosts
 
-from . import videos
+from . import big, videos
 
 PROMPTS = [("red ball moving right", 1), ("blue box moving down", 2), ("yellow ring moving left", 3)]
 SETTINGS = {"plain": None, "default": {}, "fast": {"threshold": 1.0}}
@@ -28,26 +30,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[-1])
     parser.add_argument("--out", type=Path, default=hosts.ROOT / "out", help="folder to write to")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--big", action="store_true", help="instead: seconds of Wan 2.1 1.3B on this machine's GPU")
+    parser.add_argument("--smoke", action="store_true", help="with --big: a tiny model on the processor, to try it")
     args = parser.parse_args()
+    if args.smoke and not args.big:
+        parser.error("--smoke is for --big alone: the demo's model is tiny as it is")
+    if args.big:
+        sys.exit(big.main(args.smoke))
     args.out.mkdir(parents=True, exist_ok=True)
     host = hosts.find(args.out)
     name = type(host).__name__
     print(f"Starting {name} ...", flush=True)
-    began = time.perf_counter()
+    marks = [time.perf_counter()]
     clips = {prompt: {} for prompt, _ in PROMPTS}
     with host:
+        marks.append(time.perf_counter())
         host.generate(*PROMPTS[0], None, steps=2)  # loads the model, so that no measured run has to
+        marks.append(time.perf_counter())
         with tqdm(total=len(PROMPTS) * len(SETTINGS), unit="video") as bar:
             for prompt, seed in PROMPTS:
                 for setting, values in SETTINGS.items():
                     bar.set_description(f"{prompt}, {setting}")
                     clips[prompt][setting] = host.generate(prompt, seed, values, args.steps)
                     bar.update()
+        marks.append(time.perf_counter())
     rows = summarize(clips)
     write(args.out, clips, rows, name, args.steps)
     print(table(rows, name, args.steps))
-    print(f"\nWritten to {args.out}: side_by_side.mp4, side_by_side.gif, map.png, report.json "
-          f"({time.perf_counter() - began:.0f} s in all)")  # fmt: skip
+    marks.append(time.perf_counter())
+    print(f"\nWritten to {args.out}: side_by_side.mp4, side_by_side.gif, map.png, report.json\n{spent(marks, name)}")
+
+
+def spent(marks: list[float], host: str) -> str:
+    """Where the time went, from the moments at which each part began and the last one ended."""
+    parts = f"to start {host}", "to warm up", "for the videos", "to stop, compare and write"
+    took = ", ".join(f"{b - a:.0f} s {part}" for a, b, part in zip(marks, marks[1:], parts, strict=False))
+    return f"{marks[-1] - marks[0]:.0f} s in all: {took}"
 
 
 def summarize(clips: dict[str, dict[str, hosts.Clip]]) -> dict[str, dict]:
@@ -90,7 +108,7 @@ def write(out: Path, clips: dict, rows: dict, host: str, steps: int) -> None:
     Image.fromarray(plot.run_map(runs, f'"{first}", {steps} steps')).save(out / "map.png")
     data = {
         "host": host,
-        "machine": {"system": platform.platform(), "processor": hosts.processor(), "cores": os.cpu_count(),
+        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "torch": torch.__version__,
         "steps": steps,

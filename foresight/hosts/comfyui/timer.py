@@ -1,4 +1,4 @@
-"""Measured seconds of a model's sampler runs in ComfyUI, with or without Foresight on it."""
+"""Measured seconds and steps of a model's sampler runs in ComfyUI, with or without Foresight on it."""
 
 import time
 
@@ -35,6 +35,19 @@ def seconds_on(model_patcher, present: Present | None = None) -> list[tuple[Runn
     Raises:
         ValueError: the model has no timer on it.
     """
+    return [(sampler, seconds) for sampler, (seconds, _) in _newest(model_patcher, present)]
+
+
+def steps_on(model_patcher, present: Present | None = None) -> list[int]:
+    """The steps of the same runs, as the sampler's noise levels have them.
+
+    Raises:
+        ValueError: the model has no timer on it.
+    """
+    return [steps for _, (_, steps) in _newest(model_patcher, present)]
+
+
+def _newest(model_patcher, present: Present | None) -> list[tuple[Running, tuple[float, int]]]:
     timers = model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY)
     if not timers:
         raise ValueError("this model is not timed: put Foresight Timer on its line, before the sampler")
@@ -45,9 +58,9 @@ class _Timer:
     """The OUTER_SAMPLE wrapper."""
 
     def __init__(self, node_id: str | None):
-        self.newest: Newest[float] = Newest(node_id)
+        self.newest: Newest[tuple[float, int]] = Newest(node_id)  # seconds, steps
 
-    def __call__(self, executor, *args, **kwargs):
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider, marks = executor.class_obj, []
 
         def predict_noise(executor, *args, **kwargs):
@@ -61,11 +74,11 @@ class _Timer:
             WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
         )
         try:
-            samples = executor(*args, **kwargs)
+            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             guider.model_options = found
         if marks:
-            self.newest.add(executing(), sampling_seconds([*marks, _now()]))
+            self.newest.add(executing(), (sampling_seconds([*marks, _now()]), len(sigmas) - 1))
         return samples
 
 
