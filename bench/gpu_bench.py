@@ -62,7 +62,6 @@ class Bench:
         self._sample = comfy.sample.sample
         self._wrapper = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
         from foresight.hosts import comfyui  # once ComfyUI can be imported
-        from foresight.hosts.comfyui import families
 
         self._adapter = comfyui
         self.model, self.device, self.patcher = model, device, real_models.build(model, device, tiny)
@@ -75,6 +74,8 @@ class Bench:
 
     @staticmethod
     def _blocks_of(diffusion_model: torch.nn.Module) -> list[tuple[torch.nn.Module, blocks.Section]]:
+        from foresight.hosts.comfyui import families
+
         return blocks.family_of(diffusion_model, families.FAMILIES).stack(diffusion_model)
 
     def sample(self, steps: int, patcher=None, syncs: bool = False) -> Sampled:

@@ -85,6 +85,7 @@ export function figuresOf(run, columns) {
   const most = off(Math.max(...missed.map((e) => e.missed)));
   if (missed.length) lines.push(`what was left out is off by ${most} of the noise at most${partsOf(run.parts, missed)}`);
   if (run.restarts) lines.push(`sampler started again ${run.restarts === 1 ? "once" : `${run.restarts} times`} with better outputs`);
+  if (run.taken_back) lines.push(`${run.taken_back} computed again: what was left out before was not worth it`);
   if (run.uncorrected) lines.push(`forecasts not corrected: ${run.uncorrected}`);
   if (run.inactive) lines.push(`inactive: ${run.inactive}`);
   return lines;

@@ -10,8 +10,9 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent. A line misses
    K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
-   makes the plan's scale: the square of their ratio, and at least 1. An error far beyond what was expected is a jump:
-   what comes next is computed.
+   makes the plan's scale: their ratio to the power of 1.5, and at least 1. An error far beyond what was expected is a
+   jump: what comes next is computed. Where, by this e alone, the steps left out between n and m have cost more than
+   computing them and m once more, they are taken back: the sampler is started again, and goes on from n.
 4. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m. The sampler
    is started again with these (see `tape`). For Euler's method that is not needed: its step takes an output as
    x <- a x + (1 - a) D, a = sigma' / sigma, with sigma' the share of noise after the step. With s' the slope from D_n
@@ -38,6 +39,7 @@ from .plan import EARLY, Planner
 from .policy import Decision, Policy, policy_for
 from .schedule import Place
 from .stats import Evaluation
+from .tape import Restart
 from .tensors import Tensors
 from .trajectory import Trajectory
 
@@ -74,6 +76,7 @@ class Forecast(Policy):
     def __init__(self, *args):
         super().__init__(*args)
         self._blend, self._tape = self.resources.blend, self.resources.tape
+        self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
         self._mu = MU * self.config.threshold**STEEPNESS / (self._tape.amplifies if self._tape is not None else 1.0)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None
@@ -83,7 +86,7 @@ class Forecast(Policy):
         self._latent: Tensors = ()
         self._evidence = Evidence(self._blend, self.resources.together, self.resources.parts)
         stage = self.resources.stage
-        self._before, self._open_end = stage.before, stage.goes_on and self._tape is None
+        self._before, self._open_end = stage.before, stage.goes_on and not self._corrects
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -116,7 +119,7 @@ class Forecast(Policy):
         if not self.last or self.steps is None or self._open_end:
             return 0
         # a run that ends noisy pays back before its last step, whose output others may use as it is
-        return max(1, round(self.last * (len(places) - 1))) + (places[-1].ends_noisy and self._tape is None)
+        return max(1, round(self.last * (len(places) - 1))) + (places[-1].ends_noisy and not self._corrects)
 
     def _next(self) -> int:
         """The step to compute after the last one."""
@@ -139,14 +142,30 @@ class Forecast(Policy):
     def decide(self, place: Place) -> Decision:
         self._place, now = place, self._now
         self._evidence.weigh(now, place.level)
+        self._take_back()
         if self._blend is not None:
             self._blend.begin(place.level, self._latent, self.resources.offload.device)
             self._latent = ()
         noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
-        self._pays = self._tape is None and now.euler and not noisy_end
+        self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
         return Decision(self._computes, self._ratio(place), now.expected(place.tau))
+
+    def _take_back(self) -> None:
+        """Do again what was left out before the step computed last, where that shows that it was not worth it.
+
+        Raises:
+            Restart: the sampler has to be started again.
+        """
+        now, tape = self._now, self._tape
+        n, m = int(now.before + 1e-3), int(now.u_n + 1e-3)
+        if tape is None or tape.broken or self.resources.together or now.found is None or m - n < 2:
+            return
+        # m is computed again as well: each of these evaluations has to save as much as any that is planned
+        if now.found * now.move.price * self._planner.cost(n, m) > self._mu * (m - n) and (done := tape.take_back()):
+            now.take_back()
+            raise Restart(taken_back=done)
 
     def must_compute(self, place: Place) -> bool:
         """Whether an evaluation that the user's settings would let go is computed all the same."""
@@ -210,13 +229,13 @@ class Forecast(Policy):
         if self._tape is None or self._tape.broken:
             return
         size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
-        fits, waits_on = self.resources.room(max((self.steps or 0) * size, self._tape.nbytes + size))
+        fits, waits_on = self.resources.room(max(self._tape.keeps(self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
             self._tape.run_out("no memory to keep the outputs of the run")
         if self._tape.broken:
             return
         self._tape.note(self._now, self._place.position, not self._computes, given, waits_on)
-        if self._mends:
+        if self._mends and self._corrects:
             self._tape.mend()
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
@@ -244,7 +263,7 @@ class Forecast(Policy):
     # ---- memory
 
     def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
-        tape = self.steps or 0 if self._tape is not None else 0
+        tape = self._tape.keeps(self.steps or 0) if self._tape is not None else 0
         stored = 4 * (4 + tape) * math.prod(latent)  # in fp32: two outputs, of the last evaluation x' and D', the tape
         return stored if self.resources.offload.device is None else 0
 

@@ -62,6 +62,8 @@ class Track:
 
     def arrive(self, x: Tensors, waits_on: torch.device | None) -> None:
         """The sampler was started again, and has come to the same evaluation with another latent."""
+        if not self._x:
+            return
         self._x = tuple(t.detach().to(waits_on or t.device, copy=True) for t in x)
 
     def measure(self, x: Tensors) -> torch.Tensor | None:

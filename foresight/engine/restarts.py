@@ -39,7 +39,8 @@ class Restarts:
             self._tape.give_up("out of memory while keeping the outputs of the run")
         finally:
             self.note_bytes()
-            self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
+            if self._tape.corrects:
+                self.stats.restarts, self.stats.uncorrected = self._tape.restarts, self._tape.broken
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
         """What the sampler was given in the evaluation that begins, before it was started again; None if it is new.

@@ -19,7 +19,7 @@ from .restarts import Restarts
 from .schedule import Schedule
 from .stages import Stage
 from .stats import Evaluation, RunStats
-from .tape import Tape
+from .tape import Restart, Tape
 from .tensors import Tensors, is_out_of_memory
 from .validate import Validation
 
@@ -102,15 +102,27 @@ class Run(Restarts, Holding):
         Args:
             latent: The sampler's latent in its parts, so that it can be checked whether it goes on from the last one.
             trajectory: Which way through the levels this is, where a run has several (see `Policy.check`).
+
+        Raises:
+            Restart: the sampler should be started again, and does some of its evaluations once more.
         """
         keep_out_of_graphs()
         level = self.read_back(level, latent, trajectory)
         self.evaluation, self._began = self.evaluation + 1, time.perf_counter()
         row = Evaluation("plain", level)
         if not self.stats.inactive:
-            self._decision = decide(self._policy, self._schedule, row)
+            self._decision = self._decide(row)
         self.kind = row.kind
         self.stats.evaluations.append(row)
+
+    def _decide(self, row: Evaluation) -> Decision:
+        try:
+            return decide(self._policy, self._schedule, row)
+        except Restart as restart:
+            self.evaluation -= 1 + restart.taken_back
+            self._began = None
+            self.stats.take_back(restart.taken_back)
+            raise
 
     @outside_graphs(recursive=False)
     def output(

@@ -106,6 +106,8 @@ class RunStats:
         in_ram: Whether stored tensors waited in RAM.
         planned: Denoising steps that were to be computed, by the plan before the run; None where there was none.
         restarts: How often the sampler was started again with better outputs.
+        taken_back: Evaluations that were computed in vain: what was left out before them was not worth it, and was done
+            again with them.
         uncorrected: Why forecasts were not corrected from some point on, or None.
         outlook: By the plan before the run, every step: its `level`, its `share` of the way, and whether it `computes`;
             None where there was none.
@@ -120,6 +122,7 @@ class RunStats:
     in_ram: bool = False
     planned: int | None = None
     restarts: int = 0
+    taken_back: int = 0
     uncorrected: str | None = None
     outlook: list[dict] | None = None
     parts: Sequence[str] = ()
@@ -130,6 +133,12 @@ class RunStats:
         self.outlook = [
             {"level": p.level, "share": p.share, "computes": k in computes} for k, p in enumerate(places[:-1])
         ]
+
+    def take_back(self, count: int) -> None:
+        """Forget the newest evaluations, which are done again."""
+        gone = self.evaluations[len(self.evaluations) - count :]
+        del self.evaluations[len(self.evaluations) - count :]
+        self.taken_back += sum(not sum(e.reused) for e in gone)
 
     @property
     def counted(self) -> str:
@@ -175,7 +184,8 @@ class RunStats:
     @property
     def block_speedup(self) -> float:
         """All block calls (or outputs) over computed ones: the speed-up if they took all the time."""
-        return 1 / (1 - self.reuse_ratio) if self.reuse_ratio < 1 else float("inf")
+        computed = 1 - self.reuse_ratio + self.taken_back / max(1, len(self.evaluations))
+        return 1 / computed if computed else float("inf")
 
     @property
     def seconds_full(self) -> float | None:
@@ -203,14 +213,25 @@ class RunStats:
             return None
         count = len(self.evaluations)
         with_reuse = sum(1 for e in self.evaluations if sum(e.reused))
-        spent = (count - with_reuse) * self.seconds_full + with_reuse * (self.seconds_reuse or 0.0)
+        spent = (count - with_reuse + self.taken_back) * self.seconds_full + with_reuse * (self.seconds_reuse or 0.0)
         return count * self.seconds_full / spent
 
     def figures(self) -> dict:
         """The figures of the run as a whole: of the log, of the live map and of the report alike."""
         counted = "counted", "reused", "total", "reuse_ratio", "block_speedup"
         measured = "seconds_full", "seconds_reuse", "estimated_speedup", "peak_bytes"
-        own = "steps", "warmup_steps", "planned", "outlook", "restarts", "uncorrected", "inactive", "in_ram", "parts"
+        own = (
+            "steps",
+            "warmup_steps",
+            "planned",
+            "outlook",
+            "restarts",
+            "taken_back",
+            "uncorrected",
+            "inactive",
+            "in_ram",
+            "parts",
+        )
         return {name: getattr(self, name) for name in (*counted, *measured, *own)}
 
     def to_dict(self, first: int = 0, end: int | None = None) -> dict:
@@ -222,7 +243,8 @@ class RunStats:
         """One line for the log and the node."""
         if not self.reused:
             reason = self.inactive or self.config.unused
-            return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full"
+            again = f", {self.taken_back} of them again" if self.taken_back else ""
+            return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full{again}"
         line = (
             f"left out {self.reused} of {self.total} {self.counted} ({self.reuse_ratio:.0%}), {self._speed}, "
             f"held {format_bytes(self.peak_bytes)}{' (partly in RAM)' if self.in_ram else ''}"
@@ -234,6 +256,7 @@ class RunStats:
             if self.restarts
             else ""
         )
+        line += f", {self.taken_back} computed again" if self.taken_back else ""
         line += f"; forecasts not corrected: {self.uncorrected}" if self.uncorrected else ""
         return f"{line}; inactive since: {self.inactive}" if self.inactive else line
 

@@ -10,6 +10,7 @@ That a sampler is such a function is checked: as long as it is given the same, i
 first check is at the second evaluation of a run, when other noise than before spoils nothing yet.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -23,7 +24,15 @@ OWN_NOISE = "the sampler draws noise that no seed repeats"
 
 
 class Restart(BaseException):
-    """Asks the host to start the sampler again. No `except Exception` of a sampler may swallow it."""
+    """Asks the host to start the sampler again. No `except Exception` of a sampler may swallow it.
+
+    Args:
+        taken_back: How many of the newest evaluations are done again.
+    """
+
+    def __init__(self, taken_back: int = 0):
+        super().__init__()
+        self.taken_back = taken_back
 
 
 @dataclass
@@ -60,15 +69,19 @@ class Tape:
 
     Args:
         amplifies: How much more than Euler's method the sampler makes of errors that are there in every other output.
+        until: Position of the last evaluation that is kept; by default all are. A tape that ends early is there to take
+            back what was left out, and corrects nothing.
 
     Attributes:
+        corrects: Whether it is there to correct forecasts.
         broken: Why the sampler is not started again any more, or None.
         restarts: How often it was started again with better outputs.
         agreement: With other processes, whose samplers are started again in the same evaluations; None without.
     """
 
-    def __init__(self, amplifies: float = 1.0):
-        self.amplifies = amplifies
+    def __init__(self, amplifies: float = 1.0, until: float = math.inf):
+        self.amplifies, self._until = amplifies, until
+        self.corrects = until == math.inf
         self.broken: str | None = None
         self.restarts = 0
         self.agreement: Agreement | None = None
@@ -135,9 +148,15 @@ class Tape:
         newest = all(other.trajectory != entry.trajectory for other in later)
         return Answer(tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory, newest)
 
+    def keeps(self, steps: int) -> int:
+        """How many of so many evaluations it will have kept at the most."""
+        return steps if self.corrects else min(steps, math.floor(self._until) + 1)
+
     @outside_graphs()
     def note(self, trajectory: Hashable, u: float, left_out: bool, given: Tensors, device: torch.device | None) -> None:
         """Write down what the sampler is given in this evaluation; copies wait on `device`, None for where it is."""
+        if u > self._until:
+            self.give_up("its part of the run is over")
         if self._entries and not self._entries[-1].given:
             entry = self._entries[-1]
             entry.trajectory, entry.u, entry.left_out = trajectory, u, left_out
@@ -150,22 +169,37 @@ class Tape:
         Raises:
             Restart: something was replaced.
         """
-        newest = self._entries[-1] if self._entries else None
-        gap = []
-        for index in reversed(range(len(self._entries) - 1)):
-            entry = self._entries[index]
-            if entry.trajectory != newest.trajectory:
-                continue
-            if not entry.left_out:
-                break
-            gap.append(index)
-        else:
-            return
+        before, gap = self._gap(len(self._entries) - 1)
         if not gap:
             return
+        entry, newest = self._entries[before], self._entries[-1]
         for left_out in (self._entries[i] for i in gap):
             share = (left_out.u - entry.u) / (newest.u - entry.u) if newest.u > entry.u else 1.0
             ends = zip(entry.given, newest.given, strict=True)
             left_out.given = tuple(a.to(b.device).lerp(b, share) for a, b in ends)
         self._same, self._at, self.restarts = gap[-1], 0, self.restarts + 1
         raise Restart
+
+    def take_back(self) -> int:
+        """Forget what was left out before the evaluation computed last, and that one: how many that are, 0 for none.
+
+        The sampler then has to be started again.
+        """
+        last = len(self._entries) - 2  # the one that begins is there already
+        before, gap = self._gap(last)
+        if not gap or last - before != len(gap) + 1:  # others that go on from what they know lie between
+            return 0
+        self._same, self._at = before, 0
+        del self._entries[before + 1 :]
+        return last - before
+
+    def _gap(self, last: int) -> tuple[int, list[int]]:
+        """The computed entry before entry `last` on its trajectory, and those left out since, newest first."""
+        gap = []
+        for index in reversed(range(max(last, 0))):
+            if self._entries[index].trajectory != self._entries[last].trajectory:
+                continue
+            if not self._entries[index].left_out:
+                return index, gap
+            gap.append(index)
+        return -1, []

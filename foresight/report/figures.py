@@ -104,6 +104,7 @@ _ROWS = {
     "plan": plan,
     "computed in full": _computed,
     "sampler started again": _restarts,
+    "computed again": lambda run: str(run["taken_back"] or "-"),
     "left out": lambda run: f"{run['reused']} of {run['total']} {run['counted']} ({run['reuse_ratio']:.0%})",
     "error of it, validated": lambda run: _off(run),
     "full evaluation, measured": lambda run: _seconds(run["seconds_full"]),

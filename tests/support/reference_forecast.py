@@ -14,6 +14,7 @@ import comfy.utils
 
 from foresight.engine import forecast, history, moves, plan, trajectory
 from foresight.hosts.comfyui.replay import amplification
+from foresight.hosts.comfyui.run import TAKES_BACK
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
@@ -68,7 +69,7 @@ class Reference:
 
     def begin(self):
         self.known, self.taus, self.bent, self.left_out = [], [], 0.0, []
-        self.euler, self.next, self.jumped = True, None, False
+        self.euler, self.next, self.jumped, self.shown = True, None, False, None
 
     def _sampler_sample(self, executor, guider, sigmas, extra, callback, noise, *args, **kwargs):
         while True:
@@ -97,17 +98,20 @@ class Reference:
         tau = min(max(tau, plan.ENDS), 1 - plan.ENDS)
         return plan.CURVATURE / (1 - tau) / math.sqrt(tau)
 
+    def costs(self, n, m):
+        """What leaving out the steps between n and m costs, where outputs bend as expected."""
+        s, cost = self.sigmas, 0.0
+        tau = [self.over(sigma) + k * plan.STILL for k, sigma in enumerate(s)]
+        for k in range(n + 1, m):
+            weight = max(self.share(s[k]) - self.share(s[k + 1]), plan.FLOOR)
+            weight /= max(1 - self.share(s[k]), 0.005) ** plan.EARLY
+            cost += self.bend(self.over(s[k])) * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
+        return cost
+
     def following(self, n, scale):
         """The step to compute after n, by trying everything."""
         s, steps = self.sigmas, len(self.sigmas) - 1
-        tau = [self.over(sigma) + k * plan.STILL for k, sigma in enumerate(s)]
-        over = [self.over(sigma) for sigma in s]
         last = max(1, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
-
-        def c(k, n, m):
-            weight = max(self.share(s[k]) - self.share(s[k + 1]), plan.FLOOR)
-            weight /= max(1 - self.share(s[k]), 0.005) ** plan.EARLY
-            return scale * self.bend(over[k]) * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
 
         @functools.cache
         def rest(n):
@@ -117,7 +121,7 @@ class Reference:
                 if len(gap) > math.ceil(plan.LONGEST * steps) or any(k >= steps - last for k in gap):
                     break
                 behind = (0.0, steps) if m == steps else (rest(m)[0] + self.mu, m)
-                found.append((sum(c(k, n, m) for k in gap) + behind[0], m))
+                found.append((scale * self.costs(n, m) + behind[0], m))
             return min(found)
 
         return rest(n)[1]
@@ -128,12 +132,13 @@ class Reference:
         at, self.at = self.at, self.at + 1
         sigma, s, steps = float(timestep.max()), self.sigmas, len(self.sigmas) - 1
         if at < len(self.tape):
-            if at == len(self.tape) - 1:
+            if at == len(self.tape) - 1 and self.last is not None:
                 self.last = x.clone(), *self.last[1:]
             return self.tape[at][2].clone()
         i = max(k for k in range(steps) if s[k] >= sigma * (1 - 1e-4) or k == 0)
         u = i + max(0.0, (s[i] - sigma) / (s[i] - s[i + 1]))
         price, idle = self._move(x, sigma)
+        self._take_back(price)
         slope = len(self.known) == 2
         held = len(self.known) == 1 and self.holds and self.euler
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
@@ -143,6 +148,23 @@ class Reference:
             if i < self.next:
                 return self._leave_out(x, sigma, u)
         return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
+
+    def _take_back(self, price):
+        """Begin again behind the last computed evaluation but one, if what was left out since then cost too much."""
+        shown, self.shown = self.shown, None
+        if shown is None:
+            return
+        ratio, u_n, u_m = shown
+        n, m = int(u_n + 1e-3), int(u_m + 1e-3)
+        if m - n < 2 or self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
+            return
+        if ratio**trajectory.HARDER * price * self.costs(n, m) > self.mu * (m - n):
+            while self.tape[-1][0] > u_n + 1e-6:
+                self.tape.pop()
+            self.known, self.holds = [point for point in self.known if point[0] < u_m - 1e-6], False
+            self.taus, self.left_out, self.last = self.taus[:1], [], None
+            self.euler, self.next, self.bent = True, None, max(self.bent, math.log(ratio))
+            raise Again
 
     def line(self, u):
         if len(self.known) == 1:
@@ -168,7 +190,7 @@ class Reference:
 
     def _compute(self, x, sigma, u, out):
         self.computed += 1
-        given, a, tau, n_known = out, self.a(sigma), self.over(sigma), len(self.known)
+        given, a, tau, n_known, self.shown = out, self.a(sigma), self.over(sigma), len(self.known), None
         again = bool(self.known) and abs(u - self.known[-1][0]) < 1e-3
         if again:
             self.known.pop()
@@ -176,7 +198,7 @@ class Reference:
             (u1, d1), missed = self.known[-1], self.line(u) - out
             pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
             self.missed.append([(m.norm() / d.norm()).item() for m, d in pairs])
-            self._learn(max(self.missed[-1]), tau, n_known == 2)
+            self._learn(max(self.missed[-1]), tau, n_known == 2, u1, u)
             owed = 0
             for v, b in self.left_out:
                 before = self.line(v) - d1 if n_known == 2 else 0 * d1
@@ -208,7 +230,7 @@ class Reference:
             self.tape[k] = u, True, d_n + (d_m - d_n) * ((u - u_n) / (u_m - u_n))
         raise Again
 
-    def _learn(self, e, tau, sloped):
+    def _learn(self, e, tau, sloped, u_n, u_m):
         if not e:
             return
         expected = min(e, trajectory.HELD)
@@ -217,8 +239,9 @@ class Reference:
             expected = self.bend((n + m) / 2) * (m - n) * (m - before)
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
-        ratio = math.log(min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST))
-        self.bent += trajectory.NEWEST * (ratio - self.bent)
+        ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)
+        self.shown = ratio, u_n, u_m
+        self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)
 
     def _move(self, x, sigma):
         """How much more than Euler's step the sampler took in, and whether it was given its latent again."""

@@ -53,6 +53,7 @@ class Watcher:
     def update(self) -> None:
         """An evaluation has begun, so that the row of the one before is complete."""
         self._list()
+        self._sent = min(self._sent, len(self.stats.evaluations) - 1)  # some may be done again
         if time.monotonic() - self._last >= _INTERVAL:
             self._send(len(self.stats.evaluations) - 1)
 

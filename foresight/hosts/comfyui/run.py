@@ -28,6 +28,7 @@ from .replay import Replay, amplification, takes_euler_steps
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
+TAKES_BACK = 0.25  # share of a run's steps, at its beginning, after which Euler's method takes back nothing any more
 
 log = logging.getLogger(__package__)
 
@@ -78,7 +79,7 @@ class SamplerRun:
             inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=functools.partial(_share_over, model_sampling),
-            tape=None if takes_euler_steps(sampler, denoise_mask) else Tape(amplification(sampler)),
+            tape=_tape(sampler, denoise_mask, len(sigmas) - 1, alone=ranks.worst is None),
             stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
             worst=ranks.worst,
             parts=self._parts.names,
@@ -271,6 +272,13 @@ def _share_over(model_sampling, sigma: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
     return (low + high) / 2
+
+
+def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone: bool) -> Tape | None:
+    """The tape of a run. Euler's method is paid back what forecasts leave, and needs none but to take them back."""
+    if takes_euler_steps(sampler, denoise_mask):
+        return Tape(until=TAKES_BACK * steps) if alone else None
+    return Tape(amplification(sampler))
 
 
 def _why_not(sampler: object) -> str | None:

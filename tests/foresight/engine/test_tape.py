@@ -1,5 +1,6 @@
 """Replay on samplers that are written down: a two-step multistep sampler by hand, and those that are no functions."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from support.told import computes
 
 STEPS = 12
 LEVELS = [1 - k / STEPS for k in range(STEPS + 1)]
+ANEW = object()
 
 
 def multistep(model, x, levels):
@@ -27,8 +29,9 @@ def multistep(model, x, levels):
 class Host:
     """Samples with a run, and starts the sampler again when it is asked to."""
 
-    def __init__(self, config, output, sampler=multistep, offload=None):
-        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=Tape(), offload=offload)
+    def __init__(self, config, output, sampler=multistep, offload=None, tape=ANEW):
+        tape = Tape() if tape is ANEW else tape
+        self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=tape, offload=offload)
         self.output, self.sampler = output, sampler
         self.starts = self.computed = 0
 
@@ -44,7 +47,8 @@ class Host:
             return (self.output(x, float(level)),)
 
         (given,) = self.run.output("x", None, compute, x.device, lambda out: (torch.ones_like(x),))
-        self.run.give((given,))
+        if self.run.may_restart:
+            self.run.give((given,))
         return given.clone()
 
     def sample(self):
@@ -210,3 +214,79 @@ def test_nothing_is_planned_on_the_device_for_what_waits_in_ram():
     for offload, on_device in ((None, 4 * (4 + STEPS) * 8), (Offload(torch.device("cpu")), 0)):
         host = Host(computes(COMPUTED), curve, offload=offload)
         assert host.run.planned_bytes((1, 8), (), 4, 2) == on_device
+
+
+# ---- taking back
+
+
+def kink(at):
+    """Outputs that stand still, and from this share of the run on go away along a line."""
+    return lambda x, level: torch.tensor([0.5, -0.5, 1.0, 0.25]) * max(0.0, 1 - level - at) * 10 + 0 * x
+
+
+def euler(model, x, levels):
+    for level, following in itertools.pairwise(levels):
+        x = x + (1 - following / level) * (model(x, level) - x)
+    return x
+
+
+@pytest.mark.parametrize("sampler", [multistep, euler])
+def test_what_was_not_worth_leaving_out_is_done_again_and_the_record_says_so(sampler):
+    host = Host(ForecastConfig(threshold=1.0), kink(0.3), sampler)
+    host.sample()
+    stats = host.run.stats
+    assert [k for k, e in enumerate(stats.evaluations) if e.kind == "reuse"] == [2]  # before, and 4 no more
+    assert [e.level for e in stats.evaluations] == pytest.approx(LEVELS[:-1])
+    assert stats.taken_back == 1 and host.computed == STEPS - 1 + 1
+    assert stats.block_speedup == pytest.approx(1.0) and stats.reuse_ratio == 1 / STEPS
+    assert ", 1 computed again" in stats.summary()
+    assert stats.estimated_speedup < 1.2
+
+
+def test_a_run_that_takes_all_back_gives_the_plain_result():
+    host = Host(ForecastConfig(threshold=1.0), kink(0.1))
+    assert torch.equal(host.sample(), multistep(host.output, torch.full((1, 4), 2.0), LEVELS))
+    stats = host.run.stats
+    assert stats.planned < STEPS and stats.taken_back == 1 and not stats.reused and host.computed == STEPS + 1
+    assert stats.summary().endswith(f"{STEPS} evaluations computed in full, 1 of them again")
+
+
+def test_smooth_outputs_are_never_taken_back():
+    host = Host(ForecastConfig(threshold=1.0), curve)
+    host.sample()
+    assert host.run.stats.reused and host.run.stats.taken_back == 0
+
+
+def test_a_tape_of_the_beginning_holds_no_more_and_corrects_nothing():
+    """Euler's method is paid back what forecasts leave."""
+    whole, beginning = (Host(computes(COMPUTED), curve, euler, tape=tape) for tape in (None, Tape(until=3)))
+    assert torch.equal(whole.sample(), beginning.sample())
+    stats = beginning.run.stats
+    assert stats.restarts == 0 and stats.uncorrected is None and stats.reused
+    assert stats.peak_bytes == (4 + 4) * 16 and beginning.run.planned_bytes((1, 4), (), 4, 2) == (4 + 4) * 16
+    late = Host(ForecastConfig(threshold=1.0), kink(0.3), euler, tape=Tape(until=3))
+    late.sample()
+    assert late.run.stats.taken_back == 0 and late.run.stats.reused == 2
+
+
+def test_two_ways_that_take_turns_are_not_taken_back():
+    """What the other way knows would have to go as well."""
+
+    def taken_back(ways):
+        tape, level = Tape(), iter(LEVELS)
+
+        def evaluation(u, name="a", left_out=False):
+            at = next(level)
+            with contextlib.suppress(Restart):  # the check, at the second
+                tape.answer(torch.tensor(at), (torch.zeros(1, 1),))
+            tape.note(name, u, left_out, (torch.zeros(1, 1),), None)
+            tape._at = len(tape._entries)
+
+        for name, u, left_out in (("a", 0.0, False), *ways, ("a", 2.0, False)):
+            evaluation(u, name, left_out)
+        tape.answer(torch.tensor(next(level)), (torch.zeros(1, 1),))
+        return tape.take_back()
+
+    assert taken_back([("a", 1.0, True)]) == 2
+    assert taken_back([("a", 1.0, True), ("b", 1.0, False)]) == 0
+    assert taken_back([]) == 0

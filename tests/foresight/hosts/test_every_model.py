@@ -55,7 +55,8 @@ def test_forecasts_are_what_the_method_says(model, plain, runs):
     reference = Reference(MUCH.threshold)
     ours, expected = sample(model, apply_foresight(model.patcher, MUCH)), sample(model, reference(model.patcher))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert reference.computed == 16 - len(left_out(runs[0])) < 16
+    assert reference.computed == 16 - len(left_out(runs[0])) + runs[0].taken_back
+    assert left_out(runs[0]) or runs[0].taken_back  # a random network may bend too much
     assert torch.equal(sample(model), plain) and not torch.equal(ours, plain)
 
 
@@ -65,7 +66,8 @@ def test_every_guider(guider, model, runs):
     assert torch.equal(guided(model, apply_foresight(model.patcher, NOTHING), guider), plain)
     ours = guided(model, apply_foresight(model.patcher, MUCH), guider)
     torch.testing.assert_close(ours, guided(model, reference(model.patcher), guider), rtol=1e-4, atol=1e-4)
-    assert reference.computed == 14 - runs[1].reused < 14 and runs[1].total == 14
+    assert reference.computed == 14 - runs[1].reused + runs[1].taken_back and runs[1].total == 14
+    assert runs[1].reused or runs[1].taken_back  # what a random network makes of strong guidance may not be foreseen
 
 
 class Recorder:
@@ -73,12 +75,14 @@ class Recorder:
 
     Attributes:
         patcher: A clone with the recorder on it, to put Foresight on.
+        taken_back: How many evaluations that called the model were done again.
         missed: By evaluation and part, rms(given - real) / rms(x - real) of the worst item.
         calls: By evaluation, how often the model was called.
     """
 
     def __init__(self, patcher):
         self.missed, self.calls, self._count, self._shapes = [], [], 0, None
+        self.taken_back, self._levels = 0, []
         self.patcher = patcher.clone()
         for kind in (WRAPPERS.OUTER_SAMPLE, WRAPPERS.PREDICT_NOISE, WRAPPERS.APPLY_MODEL):
             self.patcher.add_wrapper_with_key(kind, "recorder", getattr(self, kind))
@@ -94,6 +98,11 @@ class Recorder:
     def predict_noise(self, executor, x, timestep, *args, **kwargs):
         before = self._count
         given = executor(x, timestep, *args, **kwargs)
+        while self._levels and self._levels[-1] <= float(timestep.max()):
+            self._levels.pop()
+            self.missed.pop()
+            self.taken_back += self.calls.pop() > 0
+        self._levels.append(float(timestep.max()))
         self.calls.append(self._count - before)
         real = executor.class_obj.predict_noise(x, timestep, *args, **kwargs)  # the guider's own, below all wrappers
         parts = [comfy.utils.unpack_latents(t, self._shapes) for t in (given - real, x - real)]
@@ -118,8 +127,9 @@ def test_what_is_left_out_is_counted_and_validate_tells_how_far_it_is_off(model,
     assert recorder.missed == seen.missed
     without, stats = runs
     gaps = left_out(without)
-    assert gaps and left_out(stats) == gaps
+    assert (gaps or without.taken_back) and left_out(stats) == gaps  # a random network may bend too much
     assert [i for i, n in enumerate(recorder.calls) if not n] == gaps and all(seen.calls)
+    assert [record.taken_back for record in runs] == [recorder.taken_back] * 2
     for record in runs:
         assert (record.total, record.reused, record.counted) == (16, len(gaps), "outputs")
         assert all((e.computed, e.reused) == ([0], [1]) for i, e in enumerate(record.evaluations) if i in gaps)
@@ -210,7 +220,7 @@ def test_samplers_of_models_that_predict_noise_or_v(sampler, scheduler, model, r
     how, reference = {"sampler": sampler, "scheduler": scheduler}, Reference(MUCH.threshold)
     ours = sample(model, apply_foresight(model.patcher, MUCH), **how)
     torch.testing.assert_close(ours, sample(model, reference(model.patcher), **how), rtol=1e-4, atol=1e-3)
-    assert reference.computed == len(runs[0].evaluations) - runs[0].reused
+    assert reference.computed == len(runs[0].evaluations) - runs[0].reused + runs[0].taken_back
     if not runs[0].reused:  # noise in each step: what the plan before the run meant to leave out, it could not
         assert runs[0].planned < 16 and "every step was worth computing" in runs[0].summary()
 

@@ -12,8 +12,9 @@ import comfy.patcher_extension
 
 from foresight.engine import ForecastConfig, Run
 from foresight.hosts import comfyui
-from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts.comfyui import apply_foresight, run
 from foresight.hosts.comfyui.conds import active_conds
+from foresight.hosts.comfyui.run import TAKES_BACK
 from support.comfy_models import MODELS, sample
 from support.reference_forecast import Reference
 from support.situations import SITUATIONS, context_windows
@@ -58,7 +59,8 @@ def test_forecasts_are_what_the_method_says(case, runs):
         assert torch.equal(ours, workflow(model, lambda patcher: patcher)) and not any(stats.reused for stats in runs)
         return
     expected = workflow(model, reference)
-    assert sum(len(stats.evaluations) - kinds(stats, "reuse") for stats in runs) == reference.computed
+    computed = sum(len(stats.evaluations) - kinds(stats, "reuse") + stats.taken_back for stats in runs)
+    assert computed == reference.computed
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -95,7 +97,7 @@ def test_an_evaluation_that_is_left_out_calls_no_model(name, models, runs):
     sample(model, apply_foresight(calls.patcher, MUCH), steps=20)
     (stats,) = runs
     left_out = [e for e in stats.evaluations if e.kind == "reuse"]
-    assert left_out and calls.count == 20 - len(left_out)
+    assert left_out and calls.count == 20 - len(left_out) + stats.taken_back
     assert all((e.computed, e.reused) == ([0], [1]) for e in left_out) and stats.total == 20
 
 
@@ -140,11 +142,15 @@ def test_what_is_active_is_told_apart():
     assert at(0.7) != at(0.5)
 
 
-def test_four_latents_are_all_that_is_held(models, runs):
-    """Two outputs, and of the last evaluation what came in and what was given out."""
+@pytest.mark.parametrize("beginning, latents", [(TAKES_BACK, 10), (-1.0, 4)])
+def test_four_latents_are_all_that_is_held_but_for_the_outputs_of_the_beginning(
+    beginning, latents, models, runs, monkeypatch
+):
+    """Two outputs, and of the last evaluation what came in and what was given out; 6 of 20 may be taken back."""
+    monkeypatch.setattr(run, "TAKES_BACK", beginning)
     model = models["wan"]
-    sample(model, apply_foresight(model.patcher, MUCH), batch=2)
-    assert runs[0].reused and runs[0].peak_bytes == 4 * model.latent(2).numel() * 4
+    sample(model, apply_foresight(model.patcher, MUCH), batch=2, steps=20)
+    assert runs[0].reused and runs[0].peak_bytes == latents * model.latent(2).numel() * 4
 
 
 def test_an_interrupt_leaves_nothing_behind(models, runs):
@@ -211,4 +217,5 @@ def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "nonzero"):
         counted(name)
     sample(model, apply_foresight(model.patcher, MUCH), steps=20)
-    assert set(reads) <= {"__init__"}  # the schedule, once a run
+    assert set(reads) <= {"__init__", "_compare"}  # the schedule, once a run
+    assert reads.count("_compare") == 2  # where the sampler was started again, to check whether it comes there again
