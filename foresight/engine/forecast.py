@@ -10,7 +10,7 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent. A line misses
    K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
-   makes the plan's scale: their ratio to the power of 1.5, and at least 1. An error far beyond what was expected is a
+   makes the plan's scale: their ratio, at least 0.5, to the power of 1.5. An error far beyond what was expected is a
    jump: what comes next is computed. Where, by this e alone, the steps left out between n and m have cost more than
    computing them and m once more, they are taken back: the sampler is started again, and goes on from n.
 4. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m. The sampler

@@ -9,6 +9,7 @@ from .plan import curvature
 
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
 HARDER = 1.5  # power of the scale: where outputs bend more, the rest of a run also makes more of an error
+LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
 MOST = 32.0  # no measurement counts for more than this factor, up or down
 HELD = 0.1  # error of the first output when it is given again, up to which nothing is unusual
 JUMP = 8.0  # an error this many times the expected one is a jump
@@ -76,7 +77,7 @@ class Trajectory:
         expected = min(HELD, error)
         if sloped:
             expected = _off(*self._taus)
-        jump = error > min(max(JUMP * expected * self._bend, ROUNDING), FAR)
+        jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
         self._newest = min(max(error / expected, 1 / MOST), MOST)
         self._bent += NEWEST * (math.log(self._newest) - self._bent)
         if jump:
@@ -89,8 +90,8 @@ class Trajectory:
 
     @property
     def _bend(self) -> float:
-        """K of this run over the one that is expected; at least 1, so that no run computes less than was planned."""
-        return max(1.0, math.exp(self._bent))
+        """K of this run over the one that is expected."""
+        return max(LEAST, math.exp(self._bent))
 
     def take(self, move: Move) -> None:
         """The way on to the next evaluation."""

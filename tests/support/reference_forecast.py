@@ -144,7 +144,7 @@ class Reference:
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
             if self.next is None:
                 n = int(self.known[-1][0] + 1e-3)
-                self.next = self.following(n, max(1.0, math.exp(self.bent)) ** trajectory.HARDER * price)
+                self.next = self.following(n, max(trajectory.LEAST, math.exp(self.bent)) ** trajectory.HARDER * price)
             if i < self.next:
                 return self._leave_out(x, sigma, u)
         return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
