@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from foresight.engine import ForecastConfig, Offload, Run
+from foresight.engine import ForecastConfig, Offload, Run, trajectory
 from foresight.engine.history import History
 from foresight.engine.plan import curvature
 from support.told import computes
@@ -59,13 +59,18 @@ def test_a_straight_line_is_forecast_exactly_once_there_is_a_slope(monkeypatch):
     assert [e.kind for e in stats.evaluations[:4]] == ["warmup", "reuse", "full", "reuse"]
 
 
-def test_the_plan_is_what_is_computed():
+def test_the_plan_is_what_is_computed_and_less_where_outputs_hardly_bend(monkeypatch):
     plans = {}
     for gamma in (0.25, 0.5, 1.0, 2.0):
-        _, stats, computed = euler(lambda u, x: 1 + 1e-4 * u, gamma=gamma)
+        _, straight, fewer = euler(lambda u, x: 1 + 1e-4 * u, gamma=gamma)
+        with monkeypatch.context() as patch:
+            patch.setattr(trajectory, "LEAST", 1.0)
+            _, stats, computed = euler(lambda u, x: 1 + 1e-4 * u, gamma=gamma)
         assert stats.planned == len(computed) and {0, 19} <= set(computed)
-        plans[gamma] = len(computed)
-    assert plans[0.25] > plans[0.5] > plans[1.0] > plans[2.0]
+        assert straight.planned == stats.planned and {0, 19} <= set(fewer)
+        plans[gamma] = len(computed), len(fewer)
+        assert plans[gamma][1] <= plans[gamma][0]
+    assert plans[0.25] > plans[0.5] > plans[1.0] > plans[2.0] and plans[0.25][1] < plans[0.25][0]
 
 
 def test_the_farther_a_forecast_goes_the_less_of_the_slope_it_takes():

@@ -266,7 +266,7 @@ def test_a_tape_of_the_beginning_holds_no_more_and_corrects_nothing():
     assert stats.peak_bytes == (4 + 4) * 16 and beginning.run.planned_bytes((1, 4), (), 4, 2) == (4 + 4) * 16
     late = Host(ForecastConfig(threshold=1.0), kink(0.3), euler, tape=Tape(until=3))
     late.sample()
-    assert late.run.stats.taken_back == 0 and late.run.stats.reused == 2
+    assert late.run.stats.taken_back == 0 and late.run.stats.reused > 1
 
 
 def test_two_ways_that_take_turns_are_not_taken_back():
