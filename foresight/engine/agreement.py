@@ -4,6 +4,9 @@ A model that is spread over processes hangs, or its video is spoilt without a wo
 evaluation and another leaves it out. So nothing that a decision rests on may be one process's own. In every evaluation
 each of them gives the same few numbers, and all go on with the largest of each. The largest is the careful one,
 whatever the processes see: the same output, a shard, another cond or another video.
+
+Where more can be made of what each knows than the largest of it, all are told what each has told (see `pooled`). That
+goes with the same exchange: each process fills its own row of a table that holds -inf elsewhere.
 """
 
 import math
@@ -165,7 +168,7 @@ class Agreement:
         return found[: len(numbers)], self._told_by_all(heard[len(found) :])
 
     def _told(self, told: Sequence[float]) -> torch.Tensor:
-        """What this process tells, in its place among those of the others: there is nothing larger than that."""
+        """What this process tells, in its own row; the other rows are -inf, so that the largest is what was told."""
         if not self._length:
             return torch.empty(0)
         table = torch.full((self._worst.places, self._length), _NOTHING)
@@ -174,6 +177,7 @@ class Agreement:
         return table.flatten()
 
     def _told_by_all(self, heard: torch.Tensor) -> torch.Tensor | None:
+        """The rows of all processes, None where one has told nothing: half of it would mislead."""
         if not self._length:
             return None
         table = heard.view(-1, self._length)

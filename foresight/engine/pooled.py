@@ -65,17 +65,9 @@ class Pool:
         """
         rows = len(sketched) // (sum(items) * self.sketch_size(items, 0))
         streams = (rows - 2) // (1 + missed)
-        head = [
-            float(streams),
-            float(missed),
-            b,
-            rounding,
-            *map(float, items),
-            *[0.0] * (MOST_PARTS - len(items)),
-            *way,
-        ]
-        head += [0.0] * (_HEAD - len(head))
-        return [*head, *sketched, *[0.0] * (self.length - len(head) - len(sketched))]
+        counts = [*items, *[0] * (MOST_PARTS - len(items))]
+        head = [streams, missed, b, rounding, *counts, *way, *[0] * (MOST_ITEMS - len(way))]
+        return [*map(float, head), *sketched, *[0.0] * (self.length - len(head) - len(sketched))]
 
     def judge(self, slots: torch.Tensor) -> tuple[Move, list[float]] | None:
         """The move, and e of the blend for each part, as `Guidance.judge` has them.
@@ -86,10 +78,10 @@ class Pool:
             slots: What each of the processes has told, (processes, length), the same in all of them.
         """
         slots = slots.double()
-        b, rounding, *counts = slots[0, 2 : 4 + MOST_PARTS].tolist()
-        same = (slots[:, 2 : 4 + MOST_PARTS] == slots[0, 2 : 4 + MOST_PARTS]).all()
-        if not same or not slots.isfinite().all():
+        common, ways = slots[:, 2 : 4 + MOST_PARTS], slots[:, 4 + MOST_PARTS : _HEAD]
+        if not slots.isfinite().all() or (common != common[0]).any():
             return None
+        b, rounding, *counts = common[0].tolist()
         items = [int(count) for count in counts if count]
         told = [self._unpacked(slot, sum(items)) for slot in slots]
         (latent, units, _), *others = told
@@ -97,10 +89,8 @@ class Pool:
             return None
         units, missed = (torch.cat([of_one[i] for of_one in told]) for i in (1, 2))
         table = _products(torch.cat([latent, units]))
-        way = slots[0, 4 + MOST_PARTS :][
-            : sum(items)
-        ]  # exact, so that it mends the lengths of what the step is made of
-        table = table * (way / table[0].clamp_min(1e-30))
+        # the exact length of the step mends those of what it is made of
+        table = table * (ways[0, : sum(items)] / table[0].clamp_min(1e-30))
         if len(missed) == len(units):
             table = torch.cat([table, _products(missed)])
         move, errors = self._guidance.judge(table, len(units), b, rounding, items)

@@ -31,7 +31,7 @@ def sketch(rows: Sequence[torch.Tensor], size: int) -> torch.Tensor:
 
 
 def _signs(count: int, device: torch.device) -> torch.Tensor:
-    """1 or -1 for each place, (count,) int8.
+    """1 or -1 for each place, (count,) fp32.
 
     They are computed from the place alone: generators of random numbers differ between kinds of devices, and signs that
     are kept would take memory.
@@ -40,4 +40,4 @@ def _signs(count: int, device: torch.device) -> torch.Tensor:
     for salt in _SALTS:  # what does not fit into 32 bits is cut off
         mixed = (mixed ^ (mixed >> 15)) * salt
         mixed = mixed ^ (mixed >> 13)
-    return ((mixed >> 16) & 1).to(torch.int8) * 2 - 1
+    return ((mixed >> 16) & 1).float() * 2 - 1

@@ -33,6 +33,8 @@ class Largest:
         for group in groups:  # which one it is on each side of their grid
             self.place = self.place * dist.get_world_size(group) + dist.get_rank(group)
             self.places *= dist.get_world_size(group)
+        if self.places > dist.get_world_size():  # the groups overlap
+            self.places, self.place = dist.get_world_size(), dist.get_rank()
 
     def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
         for group in self._groups:

@@ -15,7 +15,7 @@ if not hasattr(os, "fork") or not torch.distributed.is_available():
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
-from foresight.hosts.ranks import Ranks, ranks_of
+from foresight.hosts.ranks import Largest, Ranks, ranks_of
 from support.diffusers_models import loop
 from support.diffusers_transformers import wan
 
@@ -192,6 +192,19 @@ def test_xfuser_says_who_makes_the_video(three, monkeypatch, replica, caplog):
     assert ranks_of(torch.nn.Identity()) == Ranks()
     monkeypatch.setitem(sys.modules, name, State([0, 1, 2], pipeline=3, replica=replica))
     assert "pipeline parallel: a process has some of the blocks only" in ranks_of(torch.nn.Identity()).never
+
+
+def test_each_process_of_a_grid_has_a_place_of_its_own(monkeypatch):
+    world, places = tuple(range(6)), []
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=world: len(group))
+    for rank in world:
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda group=world, rank=rank: group.index(rank))
+        grid = Largest([[rank - rank % 3 + i for i in range(3)], [rank % 3, rank % 3 + 3]])
+        assert grid.size == grid.places == 6
+        places.append(grid.place)
+        twice = Largest([world, world])  # xfuser may have sharded the weights over those who make the video
+        assert twice.size == twice.places == 6 and twice.place == rank
+    assert sorted(places) == list(range(6))
 
 
 def test_cache_dit_says_it_on_the_model(three):
