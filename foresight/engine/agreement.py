@@ -150,9 +150,9 @@ class Agreement:
         same = [self._settings, float(place), float(computed)]
         numbers = [math.inf if math.isnan(x) else x for x in numbers]
         numbers += [_NOTHING] * (3 + OPINIONS - len(numbers))
-        numbers_and_same = torch.tensor([*numbers, *same, *(-x for x in same)], dtype=torch.float32)
-        heard = self._worst(torch.cat([numbers_and_same, self._told(told)]))
-        found = heard[: len(numbers_and_same)].tolist()
+        own = torch.tensor([*numbers, *same, *(-x for x in same)], dtype=torch.float32, device="cpu")
+        heard = self._worst(torch.cat([own, self._told(told)]) if self._length else own)
+        found = heard[: len(own)].tolist()
         largest, smallest = found[len(numbers) : -3], [-x for x in found[-3:]]
         if largest[0] != smallest[0]:
             raise Apart(
@@ -169,11 +169,9 @@ class Agreement:
 
     def _told(self, told: Sequence[float]) -> torch.Tensor:
         """What this process tells, in its own row; the other rows are -inf, so that the largest is what was told."""
-        if not self._length:
-            return torch.empty(0)
-        table = torch.full((self._worst.places, self._length), _NOTHING)
+        table = torch.full((self._worst.places, self._length), _NOTHING, dtype=torch.float32, device="cpu")
         if told:
-            table[self._worst.place] = torch.tensor(told)
+            table[self._worst.place] = torch.tensor(told, dtype=torch.float32, device="cpu")
         return table.flatten()
 
     def _told_by_all(self, heard: torch.Tensor) -> torch.Tensor | None:

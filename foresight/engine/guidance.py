@@ -101,7 +101,7 @@ def _error(weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, misse
 def _symmetric(upper: torch.Tensor) -> torch.Tensor:
     """The symmetric matrix whose upper triangle this is, row by row."""
     n = int((math.isqrt(8 * len(upper) + 1) - 1) // 2)
-    full = torch.zeros(n, n, dtype=upper.dtype)
-    rows, columns = torch.triu_indices(n, n)
+    full = torch.zeros(n, n, dtype=upper.dtype, device=upper.device)
+    rows, columns = torch.triu_indices(n, n, device=upper.device)
     full[rows, columns] = full[columns, rows] = upper
     return full

@@ -111,7 +111,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _products(rows: torch.Tensor) -> torch.Tensor:
     """Products of all with all, row by row of the upper triangle: (n, items, size) to (products, items)."""
-    i, j = torch.triu_indices(len(rows), len(rows))
+    i, j = torch.triu_indices(len(rows), len(rows), device=rows.device)
     return (rows[i] * rows[j]).sum(2)
 
 
