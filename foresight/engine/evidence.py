@@ -100,17 +100,29 @@ class Evidence:
             errors = [math.inf if errors else _NOTHING] * _TOLD
         return [*missed, *came, *errors]
 
-    def agree(self, now: Trajectory, opinion: Sequence[float]) -> None:
+    def agree(self, now: Trajectory, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
         """See `Policy.agree`."""
         error, unsloped, broken, bent, price, idle, *parts = opinion
         move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0)
         self._errors = [], not unsloped > 0, 0
         errors = [] if error == _NOTHING else parts if all(map(math.isfinite, (error, *parts))) else [error]
+        if told is not None and self._blend is not None:
+            move, errors = self._pooled(told, move, errors)
         self._agreed = move, errors
         if self._blend is None and errors:
             (self._missed_by or now).learn(errors, self._errors[1])
             self._note(errors)
         self._missed_by = None
+
+    def _pooled(self, told: torch.Tensor, move: Move | None, errors: list[float]) -> tuple[Move | None, list[float]]:
+        """The same as far as it is known of the blend whose streams lie in several processes."""
+        found = self._blend.judge_pooled(told)
+        if found is None:
+            return move, errors
+        move, of_parts = found
+        if not errors or not of_parts:  # nothing was measured, or not everywhere
+            return move, errors
+        return move, of_parts if len(of_parts) == len(errors) else [max(of_parts)]
 
     def drop(self) -> None:
         """Forget all of it."""

@@ -257,8 +257,11 @@ class Forecast(Policy):
     def opinion(self, level: float | None) -> list[float]:
         return self._evidence.opinion(self._now, level)
 
-    def agree(self, opinion: Sequence[float]) -> None:
-        self._evidence.agree(self._now, opinion)
+    def told(self) -> list[float]:
+        return self._blend.told if self._blend is not None else []
+
+    def agree(self, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
+        self._evidence.agree(self._now, opinion, told)
 
     # ---- memory
 

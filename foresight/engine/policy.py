@@ -133,8 +133,17 @@ class Policy:
         """
         return ()
 
-    def agree(self, opinion: Sequence[float]) -> None:
-        """Be told the largest of each number over all processes: `decide` may rest on nothing else that is measured."""
+    def told(self) -> Sequence[float]:
+        """What all other processes are to hear, see `pooled.slot`, or nothing; asked behind `opinion`."""
+        return ()
+
+    def agree(self, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
+        """Be told what holds for all processes: `decide` may rest on nothing else that is measured.
+
+        Args:
+            opinion: The largest of each number.
+            told: What each of them has told, (processes, numbers), where all of them have.
+        """
 
     def decide(self, place: Place) -> Decision:
         """Decide about the next evaluation. Asked once for each, in order; not if inactive or past end_percent.

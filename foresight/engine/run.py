@@ -69,7 +69,7 @@ class Run(Restarts, Holding):
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
         self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
-        blend = Blend(flow=noise is not None) if blended else None
+        blend = Blend(noise is not None, worst.places if worst is not None else 0) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
         lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None, max(1, len(parts)))
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
@@ -85,7 +85,7 @@ class Run(Restarts, Holding):
         if not inactive and not first_step and self._policy.planned is not None:
             self.stats.note_plan(self._policy.planned, self._schedule.outlook())
         self._validation = Validation(config.validate, blend, lent.parts)
-        self._agreement = self._agreement_of(worst, schedule, first_step) if worst is not None else None
+        self._agreement = self._agreement_of(worst, schedule, first_step, blend) if worst is not None else None
 
     @property
     def most_reuse(self) -> int | None:
@@ -254,9 +254,12 @@ class Run(Restarts, Holding):
 
     # ---- other processes
 
-    def _agreement_of(self, worst: Worst, levels: Sequence[float] | None, first_step: int | None) -> Agreement:
+    def _agreement_of(
+        self, worst: Worst, levels: Sequence[float] | None, first_step: int | None, blend: Blend | None
+    ) -> Agreement:
         settings = settings_of(self.stats.config, [*(levels or ()), self._schedule.end()])
-        agreement = Agreement(worst, (settings, self.stats.steps, first_step))
+        told = blend.told_length if blend is not None else 0
+        agreement = Agreement(worst, (settings, self.stats.steps, first_step), told)
         if self._tape is not None:
             self._tape.agreement = agreement
         if self.stats.inactive:
@@ -267,13 +270,14 @@ class Run(Restarts, Holding):
         """Tell the other processes what is known here, and go on with what holds for all: the level of all."""
         ours, computed = self._agreement, sum(e.kind != "reuse" for e in self.stats.evaluations)
         asked = not self.stats.inactive and ours.sees_level
-        joint = ours.exchange(self.evaluation + 1, computed, level, self._policy.opinion(level) if asked else ())
+        opinion = self._policy.opinion(level) if asked else ()
+        joint = ours.exchange(self.evaluation + 1, computed, level, opinion, self._policy.told() if asked else ())
         if joint.untaped is not None and self._tape is not None:
             self._tape.give_up(joint.untaped)
         if joint.inactive is not None:
             self._end(self.stats.inactive or joint.inactive)
         elif not self.stats.inactive:
-            self._policy.agree(joint.opinion)
+            self._policy.agree(joint.opinion, joint.told)
         return joint.level
 
     # ---- record

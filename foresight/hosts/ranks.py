@@ -29,6 +29,12 @@ class Largest:
     def __init__(self, groups: Sequence["dist.ProcessGroup"]):
         self._groups = groups
         self.size = _reached(groups)
+        self.places, self.place = 1, 0
+        for group in groups:  # which one it is on each side of their grid
+            self.place = self.place * dist.get_world_size(group) + dist.get_rank(group)
+            self.places *= dist.get_world_size(group)
+        if self.places > dist.get_world_size():  # the groups overlap
+            self.places, self.place = dist.get_world_size(), dist.get_rank()
 
     def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
         for group in self._groups:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from foresight import ForecastConfig, PaperConfig
-from foresight.engine import evidence
+from foresight.engine import evidence, pooled
 from foresight.hosts import ranks
 from foresight.hosts.diffusers import apply_foresight
 from support.diffusers_models import arguments, loop, seeded
@@ -122,24 +122,33 @@ def exchanges(rank):
 
 
 def guided_over_ranks(rank):
-    """Each process has one cond, in a loop of one's own."""
+    """Each process has one cond, in a loop of one's own; two have the same where there are four.
+
+    A sketch has fewer numbers than the latent, or it would be the latent.
+    """
+    size, kept = dist.get_world_size(), pooled.NUMBERS
+    of_rank = rank * 2 // size
 
     def play(model, name, steps, seed):
-        x, text = seeded(1, 4, 3, 8, 8, seed=10), seeded(1, 6, 16, seed=1 + rank)
+        x, text = seeded(1, 4, 3, 8, 8, seed=10), seeded(1, 6, 16, seed=1 + of_rank)
         grid = torch.linspace(1, 0, steps + 1)
         with torch.no_grad():
             for t, s in zip(grid[:-1], grid[1:], strict=True):
-                with model.cache_context(("cond", "uncond")[rank]):
+                with model.cache_context(("cond", "uncond")[of_rank]):
                     v = model(**arguments("wan", x, t * 1000, text))[0]
-                parts = [torch.empty_like(v) for _ in range(2)]
+                parts = [torch.empty_like(v) for _ in range(size)]
                 dist.all_gather(parts, v.contiguous())
-                x = x + (s - t) * (parts[1] + 3 * (parts[0] - parts[1]))
+                x = x + (s - t) * (parts[-1] + 3 * (parts[0] - parts[-1]))
         model._reset_stateful_cache()
         return x
 
-    one = {"spread": False, "play": play}
-    plain, alone = run(None, spread=False), run(ONE, spread=False)
-    return {"plain": plain, "alone": alone, "together": run(**one, group=dist.group.WORLD)}
+    pooled.NUMBERS = 256 * size
+    try:
+        configs = {threshold: ForecastConfig(threshold=threshold) for threshold in (0.5, 1.0)}
+        apart = {"spread": False, "play": play, "group": dist.group.WORLD}
+        return {threshold: run(config, **apart) for threshold, config in configs.items()}
+    finally:
+        pooled.NUMBERS = kept
 
 
 def other_videos(rank):
@@ -205,7 +214,7 @@ def found_ranks(rank):
 
 
 def four(rank):
-    return {"alone": run(spread=False), "together": run()}
+    return {"alone": run(spread=False), "together": run(), "guided": guided_over_ranks(rank)}
 
 
 # ---- cases of processes that fail

@@ -38,7 +38,8 @@ class Together:
             self._barrier.wait()
             return found
 
-        worst.size = self.size
+        worst.size = worst.places = self.size
+        worst.place = rank
         return worst
 
     def all(self, work):
@@ -171,6 +172,21 @@ def test_levels_keep_their_digits():
 def test_what_is_not_a_number_is_the_worst():
     agreement = Agreement(Together(1).of(0), ())
     assert agreement.exchange(0, 0, 0.5, [float("nan"), 1.0]).opinion[:3] == [float("inf"), 1.0, -float("inf")]
+
+
+def test_all_hear_what_each_tells():
+    def exchanged(rank, worst, silent=None):
+        agreement = Agreement(worst, (), 3)
+        told = [] if rank == silent else [rank, -10.0 * rank, float(rank == 2)]
+        return agreement.exchange(0, 0, 0.5, [float(rank)], told)
+
+    results, errors = Together(3).all(exchanged)
+    assert errors == [None] * 3
+    for joint in results:
+        assert joint.told.tolist() == [[0, 0, 0], [1, -10, 0], [2, -20, 1]] and joint.opinion[0] == 2
+    results, _ = Together(3).all(lambda rank, worst: exchanged(rank, worst, silent=1))
+    assert [joint.told for joint in results] == [None] * 3  # half of it would mislead
+    assert Agreement(Together(1).of(0), ()).exchange(0, 0, 0.5, []).told is None
 
 
 def test_nothing_is_handed_over_that_one_process_has_measured_for_itself():
