@@ -158,8 +158,7 @@ class Forecast(Policy):
         Raises:
             Restart: the sampler has to be started again.
         """
-        now, tape = self._now, self._tape
-        n, m = int(now.before + 1e-3), int(now.u_n + 1e-3)
+        now, tape, (n, m) = self._now, self._tape, (int(u + 1e-3) for u in (self._now.before, self._now.u_n))
         if tape is None or tape.broken or self.resources.together or now.found is None or m - n < 2:
             return
         # m is computed again as well: each of these evaluations has to save as much as any that is planned

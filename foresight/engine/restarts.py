@@ -3,9 +3,11 @@
 import torch
 
 from .agreement import Agreement
-from .policy import Policy
-from .stats import Kind, RunStats
-from .tape import Tape
+from .policy import Decision, Policy
+from .possible import decide
+from .schedule import Schedule
+from .stats import Evaluation, Kind, RunStats
+from .tape import Restart, Tape
 from .tensors import Tensors, is_out_of_memory
 
 
@@ -16,12 +18,29 @@ class Restarts:
     kind: Kind
     _policy: Policy
     _tape: Tape | None
+    _schedule: Schedule
+    evaluation: int
+    _began: float | None
     _agreement: Agreement | None
 
     @property
     def may_restart(self) -> bool:
         """Whether the sampler may be started again in this run."""
         return self._tape is not None and self._policy.replays and not self.stats.inactive
+
+    def _decide(self, row: Evaluation) -> Decision:
+        """What is done in the evaluation that begins; `row` is its record, not among the others yet.
+
+        Raises:
+            Restart: first, some of the last ones are done again.
+        """
+        try:
+            return decide(self._policy, self._schedule, row)
+        except Restart as restart:
+            self.evaluation -= 1 + restart.taken_back
+            self._began = None  # nobody waits for the end of what was begun
+            self.stats.take_back(restart.taken_back)
+            raise
 
     def give(self, given: Tensors) -> None:
         """Be told what the sampler gets in this evaluation in the end; for hosts that can start it again.

@@ -14,12 +14,12 @@ from .config import Config
 from .counted import Counted
 from .holding import Holding
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
-from .possible import decide, most_reuse, why_nothing
+from .possible import most_reuse, why_nothing
 from .restarts import Restarts
 from .schedule import Schedule
 from .stages import Stage
 from .stats import Evaluation, RunStats
-from .tape import Restart, Tape
+from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
 from .validate import Validation
 
@@ -114,15 +114,6 @@ class Run(Restarts, Holding):
             self._decision = self._decide(row)
         self.kind = row.kind
         self.stats.evaluations.append(row)
-
-    def _decide(self, row: Evaluation) -> Decision:
-        try:
-            return decide(self._policy, self._schedule, row)
-        except Restart as restart:
-            self.evaluation -= 1 + restart.taken_back
-            self._began = None
-            self.stats.take_back(restart.taken_back)
-            raise
 
     @outside_graphs(recursive=False)
     def output(
