@@ -74,6 +74,10 @@ class History:
         """Drop the older output: after a jump the slope says nothing."""
         self._computed, self._holds = self._computed[-1:], False
 
+    def take_back(self) -> None:
+        """Drop the newer output: what comes next is computed."""
+        self._computed, self._holds = self._computed[:-1], False
+
     @outside_graphs()
     def forecast(self, place: Place, device: torch.device) -> Tensors:
         """D^(u) in place of an output that is left out, as fresh tensors."""

@@ -80,21 +80,6 @@ class Planner:
             m = best[m][1]
         return steps
 
-    def back(self, computed: Sequence[int], scale: float, mu: float) -> int | None:
-        """The computed step to go back to, where that saves most; None where all that was left out was worth it.
-
-        All that comes after it is computed once more, the computed steps as well, and each has to save mu.
-
-        Args:
-            computed: The last computed steps, of which the newest has shown this scale.
-        """
-        step, most, saved = None, 0.0, 0.0
-        for n, m in zip(reversed(computed[:-1]), reversed(computed[1:]), strict=True):
-            saved += scale * self.cost(n, m) - mu * (m - n)
-            if saved > most:
-                step, most = n, saved
-        return step
-
     def _next(self, n: int):
         """The steps that may be the next computed after n; the end of the run is one."""
         for m in range(n + 1, self.steps + 1):

@@ -180,23 +180,18 @@ class Tape:
         self._same, self._at, self.restarts = gap[-1], 0, self.restarts + 1
         raise Restart
 
-    def computed(self) -> list[int]:
-        """The computed steps of the newest way through the levels, as far back as no other lies between."""
-        known, steps = self._entries[:-1], []  # the one that begins is there already
-        for entry in reversed(known):
-            if entry.trajectory != known[-1].trajectory:
-                break
-            step = int(entry.u + 1e-3)
-            if not entry.left_out and step not in steps:
-                steps.append(step)
-        return steps[::-1]
+    def take_back(self) -> int:
+        """Forget what was left out before the evaluation computed last, and that one: how many that are, 0 for none.
 
-    def take_back(self, step: int) -> int:
-        """Forget the evaluations after a computed step: how many these are. The sampler has to be started again."""
-        self._same = max(i for i, entry in enumerate(self._entries[:-1]) if entry.u < step + 1 - 1e-3)
-        self._at, count = 0, len(self._entries) - 2 - self._same
-        del self._entries[self._same + 1 :]
-        return count
+        The sampler then has to be started again.
+        """
+        last = len(self._entries) - 2  # the one that begins is there already
+        before, gap = self._gap(last)
+        if not gap or last - before != len(gap) + 1:  # others that go on from what they know lie between
+            return 0
+        self._same, self._at = before, 0
+        del self._entries[before + 1 :]
+        return last - before
 
     def _gap(self, last: int) -> tuple[int, list[int]]:
         """The computed entry before entry `last` on its trajectory, and those left out since, newest first."""

@@ -30,7 +30,7 @@ class Trajectory:
         track: Where its latent was last.
         move: How it came to the evaluation under way.
         u_n: Position of the evaluation computed last.
-        found: `scale` by what it has shown alone; None where it has shown nothing.
+        before: That of the computed one before.
         next: The step to compute next, None before it is planned.
         in_a_row: How many evaluations were left out since the last computed.
         euler: Whether all moves since then were Euler's.
@@ -46,22 +46,23 @@ class Trajectory:
         self.move = Move()
         self._bent = 0.0  # log(K measured / K expected), a running mean
         self._taus: list[float] = []  # of the last three computed
-        self.u_n = 0.0
+        self.before = self.u_n = 0.0
         self.begin_gap(0.0, None)
 
     def begin_gap(self, u_n: float, tau_n: float | None) -> None:
         """The evaluation at u_n is computed."""
         if tau_n is not None and (not self._taus or abs(u_n - self.u_n) > 1e-3):
             self._taus = [*self._taus[-2:], tau_n]
-        self.u_n = u_n
-        self.found: float | None = None
+        if abs(u_n - self.u_n) > 1e-3:  # else it is a second evaluation at the same noise level (Heun)
+            self.before, self.u_n = self.u_n, u_n
+        self._newest: float | None = None  # K measured / K expected, by this evaluation
         self.next: int | None = None
         self.in_a_row = 0
         self.euler = True
 
     def hand_over(self, steps: int) -> None:
         """The next run begins `steps` after the beginning of this one, and counts from there."""
-        self.u_n, self.next = self.u_n - steps, None
+        self.u_n, self.before, self.next = self.u_n - steps, self.before - steps, None
         for history in self.histories.values():
             history.hand_over(steps)
 
@@ -77,9 +78,8 @@ class Trajectory:
         if sloped:
             expected = _off(*self._taus)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        bend = min(max(error / expected, 1 / MOST), MOST)
-        self.found = bend**HARDER
-        self._bent += NEWEST * (math.log(bend) - self._bent)
+        self._newest = min(max(error / expected, 1 / MOST), MOST)
+        self._bent += NEWEST * (math.log(self._newest) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
@@ -105,11 +105,18 @@ class Trajectory:
         """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
         return self._bend**HARDER * self.move.price
 
-    def take_back(self, step: int) -> None:
-        """Go back to a computed step; what was found since then is not forgotten, so that it is not left out again."""
-        self._bent = max(self._bent, math.log(self.found) / HARDER)
-        self.track, self.histories, self._taus = Track(), {}, []
-        self.begin_gap(step, None)
+    @property
+    def found(self) -> float | None:
+        """`scale` by what the evaluation computed last has shown alone; None where it has shown nothing."""
+        return None if self._newest is None else self._newest**HARDER
+
+    def take_back(self) -> None:
+        """Go back to the computed evaluation before the last one; what that has shown is not forgotten."""
+        for history in self.histories.values():
+            history.take_back()
+        self.track, self._bent = Track(), max(self._bent, math.log(self._newest))
+        self._taus.pop()
+        self.begin_gap(self.before, None)
 
     @property
     def nbytes(self) -> int:

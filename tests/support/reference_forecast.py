@@ -154,19 +154,15 @@ class Reference:
         shown, self.shown = self.shown, None
         if shown is None:
             return
-        ratio, u_m = shown
-        if self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
+        ratio, u_n, u_m = shown
+        n, m = int(u_n + 1e-3), int(u_m + 1e-3)
+        if m - n < 2 or self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
             return
-        steps = sorted({int(u + 1e-3) for u, left_out, _ in self.tape if not left_out})
-        scale, saved = ratio**trajectory.HARDER * price, {}
-        for i, n in enumerate(steps):
-            gone = sum(self.costs(a, b) for a, b in zip(steps[i:], steps[i + 1 :], strict=False))
-            saved[n] = scale * gone - self.mu * (steps[-1] - n)
-        n = max(saved, key=saved.get)
-        if saved[n] > 0:
-            while self.tape[-1][0] > n + 1 - 1e-3:
+        if ratio**trajectory.HARDER * price * self.costs(n, m) > self.mu * (m - n):
+            while self.tape[-1][0] > u_n + 1e-6:
                 self.tape.pop()
-            self.known, self.taus, self.left_out, self.last = [], [], [], None
+            self.known, self.holds = [point for point in self.known if point[0] < u_m - 1e-6], False
+            self.taus, self.left_out, self.last = self.taus[:1], [], None
             self.euler, self.next, self.bent = True, None, max(self.bent, math.log(ratio))
             raise Again
 
@@ -202,7 +198,7 @@ class Reference:
             (u1, d1), missed = self.known[-1], self.line(u) - out
             pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
             self.missed.append([(m.norm() / d.norm()).item() for m, d in pairs])
-            self._learn(max(self.missed[-1]), tau, n_known == 2, u)
+            self._learn(max(self.missed[-1]), tau, n_known == 2, u1, u)
             owed = 0
             for v, b in self.left_out:
                 before = self.line(v) - d1 if n_known == 2 else 0 * d1
@@ -234,7 +230,7 @@ class Reference:
             self.tape[k] = u, True, d_n + (d_m - d_n) * ((u - u_n) / (u_m - u_n))
         raise Again
 
-    def _learn(self, e, tau, sloped, u_m):
+    def _learn(self, e, tau, sloped, u_n, u_m):
         if not e:
             return
         expected = min(e, trajectory.HELD)
@@ -244,7 +240,7 @@ class Reference:
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
         ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)
-        self.shown = ratio, u_m
+        self.shown = ratio, u_n, u_m
         self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)
 
     def _move(self, x, sigma):
