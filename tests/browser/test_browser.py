@@ -81,7 +81,8 @@ def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
         page.fit()
         assert not result["missing"] and not result["broken"], (path.stem, result)
         assert result["version"] == 0.4 and result["output"]
-        assert PROMPTS.setdefault(path.stem, result["output"]) == result["output"], path.stem
+        prompt = {key: {k: v for k, v in node.items() if k != "_meta"} for key, node in result["output"].items()}
+        assert PROMPTS.setdefault(path.stem, prompt) == prompt, path.stem
         kinds = [node["class_type"] for node in result["output"].values()]
         assert {"ForesightApply", "ForesightRay"} & set(kinds) and any(kind.startswith("Save") for kind in kinds), (
             path.stem
@@ -260,8 +261,8 @@ def test_a_workflow_with_the_older_order_of_widgets_is_read_right_and_that_is_sa
             if n["class_type"] == "ForesightApply"
         ]
         assert [inputs[key] for key in names] == expected, name
-    said = page.page.get_by_text("saved with an older Foresight")
-    assert said.count() == 1
+    said = page.page.get_by_text("saved with an older Foresight").all()
+    assert sum(not part.evaluate("(e) => e.closest('.sr-only')") for part in said) == 1  # screen readers have a copy
     for values in (["paper", 2, 0, 0, 0, 1, "auto", 0, False], ["forecast", 0.5, 1, 3, 0, 1, "gpu", 1, True]):
         node["widgets_values"] = values if values[-1] else values[:-1]  # from before there was a validate
         (tmp_path / "today.json").write_text(json.dumps(today))
@@ -310,7 +311,8 @@ def test_a_reload_in_mid_run_goes_on_where_the_run_is(page):
     label = page.page.locator(".foresight-map canvas").get_attribute("aria-label")
     assert label.startswith("Map of 12 blocks by 120 evaluations")
     # events that come before the new page has loaded the pack
-    page.errors = [error for error in page.errors if not error.startswith("Unhandled message")]
+    early = "Unhandled message", "Unknown message type"
+    page.errors = [error for error in page.errors if not error.startswith(early)]
 
 
 def test_a_second_run_replaces_the_first_and_two_samplers_have_tabs(page):
