@@ -122,7 +122,8 @@ Differences under 2 dB are chance. Made by `python -m bench.samplers`; a test in
 least 32 dB at threshold 0.5 (CFG 1).
 
 A sampler that adds noise in each step takes in much more of every output than Euler's does, so that the plan leaves
-out little or nothing. Below 1x, what was left out at first was taken back, which cost an evaluation. "started again" and "paid back" are the two corrections that
+out little or nothing. Below 1x, what was left out at first was taken back, which cost an evaluation. "started again"
+and "paid back" are the two corrections that
 [How it works](how-it-works.md) explains.
 
 """
