@@ -11,8 +11,7 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent. A line misses
    K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
    makes the plan's scale: their ratio, at least 0.5, to the power of 1.5. An error far beyond what was expected is a
-   jump: what comes next is computed. Where, by this e alone, the steps left out between n and m have cost more than
-   computing them and m once more, they are taken back: the sampler is started again, and goes on from n.
+   jump: what comes next is computed. What, by this e alone, was not worth leaving out is done again (`_take_back`).
 4. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m. The sampler
    is started again with these (see `tape`). For Euler's method that is not needed: its step takes an output as
    x <- a x + (1 - a) D, a = sigma' / sigma, with sigma' the share of noise after the step. With s' the slope from D_n
@@ -159,11 +158,12 @@ class Forecast(Policy):
             Restart: the sampler has to be started again.
         """
         now, tape, (n, m) = self._now, self._tape, (int(u + 1e-3) for u in (self._now.before, self._now.u_n))
-        if tape is None or tape.broken or self.resources.together or now.found is None or m - n < 2:
+        found, now.found = now.found, None  # what is left out from here on is left out knowing it
+        if tape is None or tape.broken or self.resources.together or found is None or not 0 <= n < m - 1:
             return
         # m is computed again as well: each of these evaluations has to save as much as any that is planned
-        if now.found * now.move.price * self._planner.cost(n, m) > self._mu * (m - n) and (done := tape.take_back()):
-            now.take_back()
+        if found * now.move.price * self._planner.cost(n, m) > self._mu * (m - n) and (done := tape.take_back()):
+            now.take_back(found)
             raise Restart(taken_back=done)
 
     def must_compute(self, place: Place) -> bool:

@@ -124,7 +124,7 @@ class Tape:
             return self._answer(index, latent[0].device)
         if not self.broken and index == len(self._entries):
             self._entries.append(_Entry(arrived))
-        if index == 1 and not self._checked:
+        if index == 1 and not self._checked and self.corrects:  # else it may never be started again
             self._checked, self._at = True, 0
             raise Restart
         return None
@@ -187,7 +187,9 @@ class Tape:
         """
         last = len(self._entries) - 2  # the one that begins is there already
         before, gap = self._gap(last)
-        if not gap or last - before != len(gap) + 1:  # others that go on from what they know lie between
+        if (
+            not gap or self._entries[last].left_out or last - before != len(gap) + 1
+        ):  # others that go on from what they know lie between
             return 0
         self._same, self._at = before, 0
         del self._entries[before + 1 :]

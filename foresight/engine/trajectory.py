@@ -31,6 +31,7 @@ class Trajectory:
         move: How it came to the evaluation under way.
         u_n: Position of the evaluation computed last.
         before: That of the computed one before.
+        found: `scale` by what the one computed last has shown alone; None where it has shown nothing.
         next: The step to compute next, None before it is planned.
         in_a_row: How many evaluations were left out since the last computed.
         euler: Whether all moves since then were Euler's.
@@ -55,7 +56,7 @@ class Trajectory:
             self._taus = [*self._taus[-2:], tau_n]
         if abs(u_n - self.u_n) > 1e-3:  # else it is a second evaluation at the same noise level (Heun)
             self.before, self.u_n = self.u_n, u_n
-        self._newest: float | None = None  # K measured / K expected, by this evaluation
+        self.found: float | None = None
         self.next: int | None = None
         self.in_a_row = 0
         self.euler = True
@@ -63,6 +64,7 @@ class Trajectory:
     def hand_over(self, steps: int) -> None:
         """The next run begins `steps` after the beginning of this one, and counts from there."""
         self.u_n, self.before, self.next = self.u_n - steps, self.before - steps, None
+        self._bent = max(0.0, self._bent)  # that this model's outputs bend little says nothing of the next one's
         for history in self.histories.values():
             history.hand_over(steps)
 
@@ -78,8 +80,9 @@ class Trajectory:
         if sloped:
             expected = _off(*self._taus)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        self._newest = min(max(error / expected, 1 / MOST), MOST)
-        self._bent += NEWEST * (math.log(self._newest) - self._bent)
+        bend = min(max(error / expected, 1 / MOST), MOST)
+        self.found = bend**HARDER
+        self._bent += NEWEST * (math.log(bend) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
@@ -105,16 +108,11 @@ class Trajectory:
         """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
         return self._bend**HARDER * self.move.price
 
-    @property
-    def found(self) -> float | None:
-        """`scale` by what the evaluation computed last has shown alone; None where it has shown nothing."""
-        return None if self._newest is None else self._newest**HARDER
-
-    def take_back(self) -> None:
-        """Go back to the computed evaluation before the last one; what that has shown is not forgotten."""
+    def take_back(self, found: float) -> None:
+        """Go back to the computed evaluation before the last one, but with the scale that the last one has shown."""
         for history in self.histories.values():
             history.take_back()
-        self.track, self._bent = Track(), max(self._bent, math.log(self._newest))
+        self.track, self._bent = Track(), max(self._bent, math.log(found) / HARDER)
         self._taus.pop()
         self.begin_gap(self.before, None)
 

@@ -272,7 +272,7 @@ def test_a_tape_of_the_beginning_holds_no_more_and_corrects_nothing():
 def test_two_ways_that_take_turns_are_not_taken_back():
     """What the other way knows would have to go as well."""
 
-    def taken_back(ways):
+    def taken_back(ways, last=False):
         tape, level = Tape(), iter(LEVELS)
 
         def evaluation(u, name="a", left_out=False):
@@ -282,7 +282,7 @@ def test_two_ways_that_take_turns_are_not_taken_back():
             tape.note(name, u, left_out, (torch.zeros(1, 1),), None)
             tape._at = len(tape._entries)
 
-        for name, u, left_out in (("a", 0.0, False), *ways, ("a", 2.0, False)):
+        for name, u, left_out in (("a", 0.0, False), *ways, ("a", 2.0, last)):
             evaluation(u, name, left_out)
         tape.answer(torch.tensor(next(level)), (torch.zeros(1, 1),))
         return tape.take_back()
@@ -290,3 +290,19 @@ def test_two_ways_that_take_turns_are_not_taken_back():
     assert taken_back([("a", 1.0, True)]) == 2
     assert taken_back([("a", 1.0, True), ("b", 1.0, False)]) == 0
     assert taken_back([]) == 0
+    assert taken_back([("a", 1.0, True)], last=True) == 0  # what is left out shows nothing
+
+
+def test_what_a_step_has_shown_is_asked_once():
+    """A price that rises later, while steps are left out, must not take back what goes on from what is known."""
+    host = Host(computes(COMPUTED), curve, tape=Tape())
+    seen, take_back = [], host.run._policy._take_back
+
+    def watched():
+        before = host.run._policy._now.found
+        take_back()
+        seen.append((before, host.run._policy._now.found))
+
+    host.run._policy._take_back = watched
+    host.sample()
+    assert any(before is not None for before, _ in seen) and all(after is None for _, after in seen)

@@ -55,8 +55,7 @@ def test_forecasts_are_what_the_method_says(model, plain, runs):
     reference = Reference(MUCH.threshold)
     ours, expected = sample(model, apply_foresight(model.patcher, MUCH)), sample(model, reference(model.patcher))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert reference.computed == 16 - len(left_out(runs[0])) + runs[0].taken_back
-    assert left_out(runs[0]) or runs[0].taken_back  # a random network may bend too much
+    assert reference.computed == 16 - len(left_out(runs[0])) + runs[0].taken_back and left_out(runs[0])
     assert torch.equal(sample(model), plain) and not torch.equal(ours, plain)
 
 
@@ -67,7 +66,7 @@ def test_every_guider(guider, model, runs):
     ours = guided(model, apply_foresight(model.patcher, MUCH), guider)
     torch.testing.assert_close(ours, guided(model, reference(model.patcher), guider), rtol=1e-4, atol=1e-4)
     assert reference.computed == 14 - runs[1].reused + runs[1].taken_back and runs[1].total == 14
-    assert runs[1].reused or runs[1].taken_back  # what a random network makes of strong guidance may not be foreseen
+    assert runs[1].reused
 
 
 class Recorder:
@@ -127,7 +126,7 @@ def test_what_is_left_out_is_counted_and_validate_tells_how_far_it_is_off(model,
     assert recorder.missed == seen.missed
     without, stats = runs
     gaps = left_out(without)
-    assert (gaps or without.taken_back) and left_out(stats) == gaps  # a random network may bend too much
+    assert gaps and left_out(stats) == gaps
     assert [i for i, n in enumerate(recorder.calls) if not n] == gaps and all(seen.calls)
     assert [record.taken_back for record in runs] == [recorder.taken_back] * 2
     for record in runs:
