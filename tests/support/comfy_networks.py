@@ -36,10 +36,11 @@ def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def fill(model: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights, the same each time."""
+    """Random weights, the same each time: all that a checkpoint brings, since buffers too may hold what memory held."""
     g = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        p.data = torch.randn(p.shape, generator=g) * 0.08
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = torch.randn(tensor.shape, generator=g) * 0.08
 
 
 @dataclass
@@ -53,9 +54,6 @@ class Network:
     def __post_init__(self):
         fill(self.model)
         self.model.requires_grad_(False)
-        for buffer in self.model.buffers():  # some are left uninitialized until a checkpoint is loaded
-            if buffer.is_floating_point() and not torch.isfinite(buffer).all():
-                buffer.zero_()
         self.model.eval()
 
 
