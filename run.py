@@ -42,8 +42,8 @@ REQUIREMENTS = [
 
 NEWEST_FRONTEND = "comfyui-frontend-package==1.58.1"  # users have it before ComfyUI pins it; for the browser's tests
 
-# files run side by side, a file's tests in one process; from the slow ones of tests/bench and tests/browser on
-TEST_OPTIONS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
+# files run side by side, a file's tests in one process; one more than there are cores, since a browser's tests wait
+TEST_OPTIONS = ["-n", str(min(4, (os.cpu_count() or 1) + 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def comfyui_path() -> Path | None:

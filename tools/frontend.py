@@ -74,13 +74,13 @@ def comfyui(base: Path, page: Path | None = None) -> hosts.ComfyUI:
 class Page:
     """A page with the frontend in it."""
 
-    def __init__(self, browser, server, renderer: str, light: bool = False):
+    def __init__(self, browser, server, renderer: str):
         settings = {
             "Comfy.TutorialCompleted": True,  # else the template browser covers the graph
             "Comfy.Minimap.Visible": False,  # else it covers a corner
             "Comfy.Locale": "en",
             "Comfy.VueNodes.Enabled": RENDERERS[renderer],
-            "Comfy.ColorPalette": "light" if light else "dark",
+            "Comfy.ColorPalette": "dark",
         }
         for name, value in settings.items():
             request = urllib.request.Request(f"{server.url}/settings/{name}", json.dumps(value).encode())
@@ -142,6 +142,11 @@ class Page:
         self.set("ForesightApply", "threshold", 2)
         self.set("ForesightApply", "method", "paper")  # its evaluations take their time, so that one sees the map grow
         self.fit()
+
+    def theme(self, name: str) -> None:
+        """The colours of the page from now on: "dark" or "light"."""
+        self.run("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", name)
+        self.page.wait_for_timeout(500)
 
     def set(self, kind: str, widget: str, value) -> None:
         self.run(

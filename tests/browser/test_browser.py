@@ -301,18 +301,18 @@ def test_reload_cached_run_and_bypass(page):
 
 def test_a_reload_in_mid_run_goes_on_where_the_run_is(page):
     seed = 13 if page.renderer == "classic" else 14
-    page.demo(120, seed)
+    page.demo(80, seed)
     before = page.history()
     page.press_run()
-    page.page.wait_for_function("() => /evaluation ([3-9]|[1-9]\\d) of 120/.test(document.body.innerText)")
+    page.page.wait_for_function("() => /evaluation ([3-9]|[1-9]\\d) of 80/.test(document.body.innerText)")
     page.page.reload(wait_until="domcontentloaded")
     page.wait()
     if not page.page.locator(".foresight-map").count():  # this frontend does not bring unsaved workflows back
-        page.demo(120, seed)
+        page.demo(80, seed)
     page.wait_for_new(before)
-    page.page.wait_for_function("() => /evaluation 120 of 120/.test(document.body.innerText)", timeout=10_000)
+    page.page.wait_for_function("() => /evaluation 80 of 80/.test(document.body.innerText)", timeout=10_000)
     label = page.page.locator(".foresight-map canvas").get_attribute("aria-label")
-    assert label.startswith("Map of 12 blocks by 120 evaluations")
+    assert label.startswith("Map of 12 blocks by 80 evaluations")
     # events that come before the new page has loaded the pack
     early = "Unhandled message", "Unknown message type"
     page.errors = [error for error in page.errors if not error.startswith(early)]
@@ -374,21 +374,22 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
 @pytest.mark.parametrize("which", FRONTENDS)
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_both_themes(browser, request, pictures, renderer, which):
+    """As a user changes it: while the page is open, with a finished run on the map."""
+    page = Page(browser, request.getfixturevalue(which), renderer)
+    page.demo(seed=9)
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
     colours = []
-    for light in (False, True):
-        page = Page(browser, request.getfixturevalue(which), renderer, light)
-        page.demo(seed=9)
-        before = page.history()
-        page.press_run()
-        page.wait_for_new(before)
-        page.page.wait_for_timeout(1500)
+    for theme in ("dark", "light"):
+        page.theme(theme)
         assert f"evaluation {STEPS} of {STEPS}" in page.figures and not page.errors
-        page.page.screenshot(path=pictures / f"{'light' if light else 'dark'}.{which}.{renderer}.png")
+        page.page.screenshot(path=pictures / f"{theme}.{which}.{renderer}.png")
         colours.append(
             page.run(
                 "() => { const s = getComputedStyle(document.querySelector('.foresight-map'));"
                 " return [s.getPropertyValue('--foresight-computed'), s.color]; }"
             )
         )
-        page.page.close()
+    page.page.close()
     assert [computed for computed, _ in colours] == ["#555b65", "#d6d6ce"] and colours[0][1] != colours[1][1]
