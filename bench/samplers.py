@@ -35,8 +35,16 @@ class Sampled:
     record: dict | None
 
 
-def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, scheduler: str = "simple", cfg: float = CFG):
-    """One run as the node KSampler does it.
+def sample(
+    demo: Demo,
+    settings: Config | None,
+    sampler: str,
+    steps: int,
+    scheduler: str = "simple",
+    cfg: float = CFG,
+    rows: int | None = None,
+) -> Sampled:
+    """One run as the node KSampler does it; `rows` of the latent's height, all by default.
 
     Raises:
         Exception: the sampler is not for this model.
@@ -49,7 +57,7 @@ def sample(demo: Demo, settings: Config | None, sampler: str, steps: int, schedu
     guider.set_conds(*([[embed([text]), {}]] for text in (PROMPT, "")))
     guider.set_cfg(CFG_PP if sampler.endswith("_cfg_pp") else cfg)
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps)
-    noise = noise_of(SEED)
+    noise = noise_of(SEED)[..., :rows, :]
     with torch.inference_mode():
         latent = guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=SEED

@@ -16,7 +16,8 @@ from models.demo.prompt import embed
 
 pytestmark = pytest.mark.sweep
 HALF, ONE = ForecastConfig(threshold=0.5), ForecastConfig(threshold=1.0)
-ENOUGH = 32.0  # dB at threshold 0.5, for the guiders with three conds, which make most of an early error
+ENOUGH = 33.0  # dB at threshold 0.5, for the guiders with three conds, which make most of an early error
+ROWS = 8  # half of the picture, in 0.4 of the time; all of it for the one that is worse than 33 dB on a small one
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def demo():
 
 
 def run(demo, settings, sampler="euler", steps=20, scheduler="simple", cfg=samplers.CFG):
-    return samplers.sample(demo, settings, sampler, steps, scheduler, cfg)
+    rows = None if sampler == "euler_cfg_pp" else ROWS
+    return samplers.sample(demo, settings, sampler, steps, scheduler, cfg, rows)
 
 
 def check(plain, ours, enough=ENOUGH):
@@ -80,7 +82,7 @@ GUIDERS = {
 @pytest.mark.parametrize("guider", GUIDERS)
 def test_every_guider(demo, guider):
     prompts = [[[embed([text]), {}]] for text in ("green ring moving right", "red ball moving right", "")]
-    sigmas, noise = demo.sigmas(20), noise_of(403)
+    sigmas, noise = demo.sigmas(20), noise_of(403)[..., :ROWS, :]
 
     def sampled(settings):
         patcher = demo.model if settings is None else demo.apply(demo.model, settings)
