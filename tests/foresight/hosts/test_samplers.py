@@ -17,7 +17,7 @@ from models.demo.prompt import embed
 pytestmark = pytest.mark.sweep
 HALF, ONE = ForecastConfig(threshold=0.5), ForecastConfig(threshold=1.0)
 ENOUGH = 33.0  # dB at threshold 0.5, for the guiders with three conds, which make most of an early error
-ROWS = 8  # half of the picture, in 0.4 of the time; all of it for the one that is worse than 33 dB on a small one
+ROWS = 8  # half of the picture, in 0.4 of the time
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def demo():
 
 
 def run(demo, settings, sampler="euler", steps=20, scheduler="simple", cfg=samplers.CFG):
-    rows = None if sampler == "euler_cfg_pp" else ROWS
-    return samplers.sample(demo, settings, sampler, steps, scheduler, cfg, rows)
+    return samplers.sample(demo, settings, sampler, steps, scheduler, cfg, ROWS)
 
 
 def check(plain, ours, enough=ENOUGH):
