@@ -127,7 +127,7 @@ Every sampler of ComfyUI's KSampler on the bundled model: speed-up, and PSNR in 
 sampler. "plain" is a run in which nothing was left out. Speed-up counts evaluations (paper: block calls). One prompt
 ("{prompt}", seed {seed}), scheduler simple, CFG {cfg:g} ({cfg_pp:g} for the samplers of CFG++, which are made for it).
 Differences under 2 dB are chance. Made by `python -m bench.samplers`; a test in the suite holds every sampler to at
-least 32 dB at threshold 0.5 (CFG 1).
+least 33 dB at threshold 0.5 (CFG 1, half of the picture).
 
 A sampler that adds noise in each step takes in much more of every output than Euler's does, so that the plan leaves
 out little or nothing. Below 1x, what was left out at first was taken back, which cost an evaluation. "started again"
