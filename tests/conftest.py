@@ -5,6 +5,7 @@ only be loaded as ComfyUI does it, as part of a package whose name ComfyUI makes
 What the nodes import relatively from it is the library of the tests, so that no file is loaded twice.
 """
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -70,3 +71,9 @@ SLOWEST = "test_browser.py", "test_samplers.py", "test_compile.py"  # minutes ea
 def pytest_collection_modifyitems(items: list) -> None:
     """Begin with the files that take longest, so that the processes of pytest-xdist end together."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a search for garbage, of which tests ask many, need not look at all of it."""
+    gc.collect()
+    gc.freeze()

@@ -50,7 +50,7 @@ class Reference:
         self.mu = forecast.MU * self.gamma**forecast.STEEPNESS / amplification(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
-        self.tape, self.at = [], 0  # (u, left out, what was given)
+        self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
         self.begin()
         self.last, self.step = None, 0.0
         found = guider.model_options
@@ -82,6 +82,11 @@ class Reference:
     # ---- the plan
 
     def over(self, sigma):
+        if sigma not in self.percents:  # slow, and asked for the same few levels again and again
+            self.percents[sigma] = self.percent_of(sigma)
+        return self.percents[sigma]
+
+    def percent_of(self, sigma):
         low, high = 0.0, 1.0
         for _ in range(20):
             middle = (low + high) / 2
