@@ -91,6 +91,7 @@ def main() -> None:
         print(f"with Foresight  {seconds:6.2f} s, {plain_seconds / seconds:.2f}x, PSNR against plain {quality:.1f} dB")
         print(f"computed        {handle.stats.computed_in_full} of {len(handle.stats.evaluations)} evaluations")
         print(f"the same video in all processes: {'yes' if same else 'NO'}", flush=True)
+    dist.barrier()  # none goes while another one still needs it
     dist.destroy_process_group()
     if not same:
         raise SystemExit(1)
@@ -98,3 +99,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # in the usual end of Python, threads of torch.distributed now and then abort the process

@@ -94,7 +94,7 @@ def test_every_workflow_opens_and_gives_the_same_prompt(page, pictures):
 
 
 def test_run_fills_the_map_cell_by_cell_with_the_figures_of_the_server(page, pictures):
-    steps = 40 if page.renderer == "classic" else 38  # a new page shows the last run of its workflow
+    steps = 30 if page.renderer == "classic" else 28  # a new page shows the last run of its workflow
     page.demo(steps)
     page.add_report()
     assert page.page.locator(".foresight-map").is_visible()
@@ -302,6 +302,7 @@ def test_reload_cached_run_and_bypass(page):
 def test_a_reload_in_mid_run_goes_on_where_the_run_is(page):
     seed = 13 if page.renderer == "classic" else 14
     page.demo(80, seed)
+    page.set("KSampler", "cfg", 4)  # so that it lasts longer than a reload
     before = page.history()
     page.press_run()
     page.page.wait_for_function("() => /evaluation ([3-9]|[1-9]\\d) of 80/.test(document.body.innerText)")
