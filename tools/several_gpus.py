@@ -100,4 +100,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # in the usual end of Python, threads of torch.distributed now and then abort the process
+    os._exit(0)  # an ending Python was once aborted here, by a thread that was none of ours, when all was done

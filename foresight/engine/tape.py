@@ -187,9 +187,8 @@ class Tape:
         """
         last = len(self._entries) - 2  # the one that begins is there already
         before, gap = self._gap(last)
-        if (
-            not gap or self._entries[last].left_out or last - before != len(gap) + 1
-        ):  # others that go on from what they know lie between
+        others_between = last - before != len(gap) + 1  # and go on from what is known
+        if not gap or others_between or self._entries[last].left_out:
             return 0
         self._same, self._at = before, 0
         del self._entries[before + 1 :]

@@ -12,6 +12,7 @@ import comfy_extras.nodes_perpneg as perpneg
 from bench import samplers
 from bench.comfy import Demo, noise_of
 from foresight import ForecastConfig
+from foresight.hosts.comfyui.replay import amplification
 from models.demo.prompt import embed
 
 pytestmark = pytest.mark.sweep
@@ -47,6 +48,12 @@ def test_every_sampler(demo, sampler):
     except Exception as error:
         pytest.skip(f"not for this model: {error}")
     check(plain, run(demo, HALF, sampler, cfg=1.0))
+
+
+def test_an_ancestral_sampler_without_noise_is_taken_for_what_it_is():
+    """`euler_cfg_pp` is `euler_ancestral_cfg_pp` with an eta of 0, which a node of core can set."""
+    without_noise = comfy.samplers.ksampler("euler_ancestral_cfg_pp", {"eta": 0.0})
+    assert amplification(without_noise) == amplification(comfy.samplers.sampler_object("euler_cfg_pp")) == 2
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "res_multistep", "uni_pc"])
