@@ -23,6 +23,7 @@ from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
+from .levels import Levels
 from .outputs import Parts, SamplerFunctions
 from .replay import Replay, amplification, takes_euler_steps
 
@@ -66,8 +67,9 @@ class SamplerRun:
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
-        highest = float(model_sampling.percent_to_sigma(config.start_percent)) if config.start_percent > 0 else math.inf
-        lowest = float(model_sampling.percent_to_sigma(config.end_percent)) if config.end_percent < 1 else -math.inf
+        levels = Levels(model_sampling)
+        highest = levels.sigma(config.start_percent) if config.start_percent > 0 else math.inf
+        lowest = levels.sigma(config.end_percent) if config.end_percent < 1 else -math.inf
         self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
@@ -78,7 +80,7 @@ class SamplerRun:
             offload=memory.offload(config),
             inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
-            over=functools.partial(_share_over, model_sampling),
+            over=levels.over,
             tape=_tape(sampler, denoise_mask, len(sigmas) - 1, alone=ranks.worst is None),
             stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
             worst=ranks.worst,
@@ -86,7 +88,7 @@ class SamplerRun:
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._replay = Replay(self._run, self._parts, self._functions)
-        self._edges, self._numbers = Edges(model_sampling.percent_to_sigma, sigmas.tolist(), but=KEY), Numbers()
+        self._edges, self._numbers = Edges(levels.sigma, sigmas.tolist(), but=KEY), Numbers()
         self._watch = watch
 
     @property
@@ -263,15 +265,6 @@ def _flow_noise(sigma: float) -> float:
 def _variance_noise(sigma: float) -> float:
     """Share of noise of every other model, x = x_0 + sigma noise."""
     return sigma / (1 + sigma)
-
-
-def _share_over(model_sampling, sigma: float) -> float:
-    """Share of a whole run of the model that is over at a noise level: the percent that has this sigma, as 0..1."""
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
-    return (low + high) / 2
 
 
 def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone: bool) -> Tape | None:

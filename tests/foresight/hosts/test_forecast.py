@@ -191,7 +191,7 @@ def test_a_model_that_is_not_in_the_table_is_said_once_and_taken(models, runs, c
 
 
 def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
-    """Nothing but the session's read-back makes numbers out of tensors, in whatever way."""
+    """Nothing but the session's read-back makes numbers out of tensors, in whatever way; see test_levels too."""
     model, reads, inside = models["wan"], [], []
     read_back = Run.read_back
 
@@ -217,4 +217,5 @@ def test_the_device_is_read_once_per_evaluation(models, monkeypatch):
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "nonzero"):
         counted(name)
     sample(model, apply_foresight(model.patcher, MUCH), steps=20)
-    assert set(reads) <= {"__init__"}  # the schedule, once a run
+    assert set(reads) <= {"__init__", "_in_ram"}  # the schedule and the model's levels, once a run
+    assert len(reads) < 10
