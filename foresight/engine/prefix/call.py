@@ -12,7 +12,7 @@ from ..stats import Evaluation
 from ..tensors import Tensors, is_out_of_memory
 from . import formulas
 from .slot import Layout, layout_of
-from .stream import Group
+from .stream import Group, Stream
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Plan:
     """What one call does.
 
     Attributes:
-        group: Its streams, with what is stored of them.
+        streams: In the order of its rows.
+        group: What is stored of them.
         depth: l* when a prefix is reused in this call, else -1.
         keeps: Whether computed outputs may go to the slot.
         limit: gamma * lambda of the call's rows together, (blocks,); None while a stream warms up.
         residual: The slot holds the change over the prefix, not the hidden state.
     """
 
+    streams: Sequence[Stream]
     group: Group
     depth: int
     keeps: bool
@@ -196,9 +198,9 @@ class Call:
             return
         group, measured = self._plan.group, list(self._distances)
         squares = torch.stack(list(self._distances.values())).square()  # (measured blocks, streams)
-        changes = squares.new_full((self._blocks, len(group.streams)), torch.nan)
+        changes = squares.new_full((self._blocks, group.count), torch.nan)
         changes[measured] = squares / group.elements(squares.device)[measured, None]
-        for stream, change in zip(group.streams, changes.unbind(1), strict=True):
+        for stream, change in zip(self._plan.streams, changes.unbind(1), strict=True):
             stream.note(change)
 
     def report(self) -> torch.Tensor | None:
@@ -231,7 +233,7 @@ class Call:
         if flags:
             good = dict(zip(blocks, map(bool, flags), strict=True))
             deepest = formulas.prefix_depth([good.get(block, False) for block in range(self._blocks)])
-            for stream in self._plan.group.streams:
+            for stream in self._plan.streams:
                 stream.depth = max(stream.depth, deepest)
         for block, reused in self._reused.items():
             evaluation.count(block, reused, len(self._keys), ratios.get(block))

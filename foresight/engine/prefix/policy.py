@@ -151,7 +151,7 @@ class ReusedPrefix(Policy):
             limits = [stream.limit for stream in streams]
             limit = None if any(x is None for x in limits) else sum(limits) / len(limits)
             keeps = limit is not None and self._since_warmup is not None and not self._is_full(1)
-            return Plan(group, depth, keeps, limit, self.config.cache_kind == "residual")
+            return Plan(streams, group, depth, keeps, limit, self.config.cache_kind == "residual")
 
     def _stream(self, key: Hashable, signature: tuple) -> Stream:
         stream = self._streams.get(key)
@@ -162,8 +162,8 @@ class ReusedPrefix(Policy):
     def _group(self, streams: list[Stream], blocks: int, batch_dim: int, depth: int) -> Group:
         group = streams[0].group
         if group is None or not group.holds(streams):
-            group = Group(streams, blocks, batch_dim, self.config.sample_rows, self.resources.offload)
-            group.regroup(depth)
+            group = Group(len(streams), blocks, batch_dim, self.config.sample_rows, self.resources.offload)
+            group.regroup(streams, depth)
         return group
 
     def _is_warm(self, stream: Stream) -> bool:

@@ -49,20 +49,21 @@ class Stream:
 
 
 class Group:
-    """The streams of one call, stacked as the call stacks them: samples of every block, and one slot.
+    """What is stored of the streams of one call, stacked as it stacks them: samples of every block, and one slot.
 
-    A stream that turns up in a call with other streams moves to a new group, see `regroup`.
+    A stream that turns up in a call with other streams moves to a new group, see `regroup`. Streams know their group,
+    and a group does not know its streams: in a circle, all of its memory would wait for Python's garbage collector.
 
     Args:
-        streams: In the order of their rows.
+        count: How many streams.
         blocks: Length of the stack.
         batch_dim: Dimension of the block tensors along which the streams are stacked.
         wanted: Rows to sample of a block's output, see `metric.sample_stride`.
         offload: Where the slot waits between calls.
     """
 
-    def __init__(self, streams: Sequence[Stream], blocks: int, batch_dim: int, wanted: int, offload: Offload):
-        self.streams = list(streams)
+    def __init__(self, count: int, blocks: int, batch_dim: int, wanted: int, offload: Offload):
+        self.count = count
         self.layouts: list[Layout | None] = [None] * blocks
         self.samples: list[Tensors | None] = [None] * blocks  # (streams, rows, C) each
         self.slot: Slot | None = None
@@ -80,10 +81,11 @@ class Group:
 
     def holds(self, streams: Sequence[Stream]) -> bool:
         """Whether these are its streams, in this order."""
-        return len(streams) == len(self.streams) and all(a is b for a, b in zip(self.streams, streams, strict=True))
+        mine = (stream.group is self and stream.row == row for row, stream in enumerate(streams))
+        return len(streams) == self.count and all(mine)
 
     def _sample(self, output: Tensors) -> Tensors:
-        rows = [rows_of(x, len(self.streams), self.batch_dim) for x in output]
+        rows = [rows_of(x, self.count, self.batch_dim) for x in output]
         stride = sample_stride(sum(x.shape[1] for x in rows), self._wanted)
         return tuple(sample_of(x, self._index(x, stride)) for x in rows)
 
@@ -124,12 +126,15 @@ class Group:
 
     def rows(self, hidden_states: Tensors, row: int) -> Tensors:
         """The rows of one stream of a whole call's tensors, as views."""
-        sizes = [x.shape[self.batch_dim] // len(self.streams) for x in hidden_states]
+        sizes = [x.shape[self.batch_dim] // self.count for x in hidden_states]
         return tuple(x.narrow(self.batch_dim, row * size, size) for x, size in zip(hidden_states, sizes, strict=True))
 
-    def regroup(self, depth: int) -> None:
-        """Take over what the streams have in their old groups: samples, and the slot where it holds block `depth`."""
-        sources = [(stream.group, stream.row) for stream in self.streams]
+    def regroup(self, streams: Sequence[Stream], depth: int) -> None:
+        """Become the group of these streams, in the order of their rows.
+
+        What they have in their old groups is taken over: samples, and the slot where it holds block `depth`.
+        """
+        sources = [(stream.group, stream.row) for stream in streams]
         if all(group is not None for group, _ in sources):
             for block in range(len(self.samples)):
                 parts = [group.samples[block] for group, _ in sources]
@@ -141,7 +146,7 @@ class Group:
                 stored = [group.rows(group.slot.read(group.layouts[depth]), row) for group, row in sources]
                 whole = tuple(torch.cat(x, self.batch_dim) for x in zip(*stored, strict=True))
                 self.keep_where(torch.ones((), dtype=torch.bool, device=whole[0].device), whole, None)
-        for row, stream in enumerate(self.streams):
+        for row, stream in enumerate(streams):
             stream.group, stream.row = self, row
 
 
@@ -149,7 +154,7 @@ def _stacked(layout: Layout | None, group: Group, source: Group) -> Layout | Non
     """The layout of a block's output in a call with another number of streams."""
     if layout is None:
         return None
-    streams, dim = (len(source.streams), len(group.streams)), group.batch_dim
+    streams, dim = (source.count, group.count), group.batch_dim
     shapes = ((list(shape), dtype) for shape, dtype in layout)
     return tuple(
         (torch.Size([n // streams[0] * streams[1] if d == dim else n for d, n in enumerate(shape)]), dtype)

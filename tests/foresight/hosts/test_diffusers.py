@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import logging
 
@@ -14,6 +15,7 @@ from foresight.hosts import blocks
 from foresight.hosts import diffusers as adapter
 from foresight.hosts.diffusers import apply_foresight, families
 from support.diffusers_models import STEPS, arguments, loop, seeded, stack, stats_streams
+from support.left import no_tensor_left
 
 NOTHING = PaperConfig(threshold=1e-12, warmup_steps=3)
 MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
@@ -252,6 +254,18 @@ def test_an_interrupted_run_keeps_its_record(transformers, name, applied, config
     assert stopped is not whole and 0 < len(stopped.evaluations) < 20
     kinds = [e.kind for e in stopped.evaluations]
     assert kinds == [e.kind for e in whole.evaluations][: len(kinds)]
+
+
+@pytest.mark.parametrize("config", [PaperConfig(threshold=2.0), ForecastConfig(threshold=2.0)], ids=lambda c: c.name)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_no_tensor_behind(transformers, name, config, fails):
+    for again in range(2):  # what is made once and kept is there after the first
+        with no_tensor_left() if again else contextlib.nullcontext():
+            handle = apply_foresight(transformers[name], config, steps=20)
+            with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+                loop(transformers[name], name, steps=20, fail_at=12 if fails else None)
+            handle.remove()
+            assert handle.stats.reused
 
 
 def test_an_error_of_the_device_hides_no_error_of_the_host(transformers, name, applied, monkeypatch, caplog):

@@ -1,6 +1,6 @@
 """What a run holds: planned before, within a budget, and given back."""
 
-import gc
+import contextlib
 import logging
 import threading
 
@@ -11,13 +11,14 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.model_management
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks, comfyui
 from foresight.hosts.comfyui import apply_foresight, families, memory
 from support.comfy_models import MODELS, sample
 from support.comfy_networks import ltx_2, wan
 from support.comfy_run import Run
 from support.contract import STEPS
+from support.left import no_tensor_left
 
 MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
 
@@ -84,32 +85,32 @@ def test_the_budget_is_what_the_first_evaluation_left_free(models, monkeypatch):
     assert memory.budget(limited, torch.device("cuda"), True, 0) == (1.5 * 2**30, 32 * 10**9)
 
 
-def tensors():
-    gc.collect()
-    return sum(1 for x in gc.get_objects() if isinstance(x, torch.Tensor))
+METHODS = {
+    "paper": (MUCH, "euler"),
+    "forecast": (ForecastConfig(threshold=2.0), "euler"),
+    "forecast, replayed": (ForecastConfig(threshold=2.0), "res_multistep"),
+}
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_20_runs_leave_no_tensor_behind(models, runs, fails):
-    model = models["wan"]
-    patched = apply_foresight(model.patcher, MUCH)
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_leave_no_tensor_behind(models, runs, method, fails):
+    (config, sampler), model = METHODS[method], models["wan"]
+    patched = apply_foresight(model.patcher, config)
 
     def stop(step, *_):
         if fails and step == 6:
             raise RuntimeError
 
     def once():
-        try:
-            sample(model, patched, steps=9, callback=stop)
-        except RuntimeError:
-            assert fails
+        with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+            sample(model, patched, steps=14, sampler=sampler, callback=stop)
 
     once()
-    before = tensors()
-    for _ in range(20):
-        once()
-    assert tensors() <= before
-    assert all(stats.reused for stats in runs) and len(runs) == 21
+    with no_tensor_left():
+        for _ in range(5):
+            once()
+    assert all(stats.reused for stats in runs) and len(runs) == 6
 
 
 def test_weights_of_skipped_blocks_are_not_prefetched(models):

@@ -84,7 +84,7 @@ def test_less_a_base_only_where_the_flag_is_true():
 
 def group(blocks, streams=1):
     """What is kept of a call of so many streams, with exact samples."""
-    return Group([Stream() for _ in range(streams)], blocks, 0, 0, Offload())
+    return Group(streams, blocks, 0, 0, Offload())
 
 
 def test_nothing_handed_out_or_taken_in_is_shared():
@@ -123,15 +123,17 @@ def test_non_contiguous_outputs():
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (1,), (0,)])
 def test_streams_take_what_is_theirs_into_a_call_with_others(order):
     """Two streams of one call, in the slot and in the samples, then in other company."""
-    before = group(2, streams=2)
-    before.regroup(-1)
+    before, both = group(2, streams=2), [Stream(), Stream()]
+    before.regroup(both, -1)
     x = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
     before.refresh(0, (x,), False)
     before.refresh(1, (x + 100,), False)
     before.keep_where(YES, (x + 100,), None)
-    streams = [before.streams[i] for i in order]
-    after = Group(streams, 2, 0, 0, Offload())
-    after.regroup(depth=1)
+    streams = [both[i] for i in order]
+    after = group(2, streams=len(streams))
+    assert before.holds(both) and not after.holds(streams)
+    after.regroup(streams, depth=1)
+    assert after.holds(streams) and not before.holds(both) and not after.holds(both[:1] + streams)
     assert [s.group is after and s.row == i for i, s in enumerate(streams)] == [True] * len(order)
     rows = x[list(order)]
     assert torch.equal(after.samples[0][0], rows) and torch.equal(after.samples[1][0], rows + 100)
