@@ -100,10 +100,12 @@ class Slot:
         self._buffer, self._written = None, False
         self._views.clear()
 
-    def read(self, layout: Layout) -> Tensors:
-        """The stored hidden state as fresh tensors on the model's device."""
+    def read(self, layout: Layout, into: Tensors | None = None) -> Tensors:
+        """The stored hidden state as fresh tensors on the model's device, or written into these."""
         self._fetch()
-        return tuple(view.clone() for view in self._at(layout))
+        if into is None:
+            return tuple(view.clone() for view in self._at(layout))
+        return tuple(x.copy_(view) for x, view in zip(into, self._at(layout), strict=True))
 
 
 def _empty(nbytes: int, device: torch.device, pinned: bool) -> torch.Tensor:
