@@ -57,13 +57,14 @@ def forced_prefix(depths: Sequence[int], **settings) -> Config:
     return settings_of(ForcedPrefix, PaperConfig)(threshold=1.0, **settings)
 
 
-def forced_forecast(computed: Sequence[bool]) -> Config:
+def forced_forecast(computed: Sequence[bool] | None = None, threshold: float = 1.0) -> Config:
     """Settings with which exactly the evaluations marked in `computed` are computed, the others forecast.
 
     Forecasts, corrections, measured errors and the read-back are as users have them; only the decision is replaced.
 
     Args:
-        computed: For every evaluation of the run; the first has to be.
+        computed: For every evaluation of the run; the first has to be. By default, what the plan before a run at
+            `threshold` computes.
     """
 
     class ForcedForecast(Forecast):
@@ -73,13 +74,14 @@ def forced_forecast(computed: Sequence[bool]) -> Config:
             return 1  # whatever the plan would be, the run is active
 
         def must_compute(self, place: Place) -> bool:
-            return not self._now.histories or computed[min(round(place.position), len(computed) - 1)]
+            step = round(place.position)
+            return not self._now.histories or (step in self._plan if computed is None else computed[step])
 
         def settle(self, values, evaluation) -> None:
             errors = errors_of(self)  # random weights jump all the time
             super().settle([0.0] * errors + values[errors:], evaluation)
 
-    return settings_of(ForcedForecast, ForecastConfig)(threshold=1.0)
+    return settings_of(ForcedForecast, ForecastConfig)(threshold=threshold)
 
 
 def errors_of(policy: Forecast) -> int:

@@ -37,8 +37,11 @@ NOTE = (
 )
 
 
-def host(cpu: bool) -> None:
-    """Make ComfyUI and the pack importable, with weights that stay on the GPU.
+def host(cpu: bool, highvram: bool = True) -> None:
+    """Make ComfyUI and the pack importable.
+
+    Args:
+        highvram: Weights stay on the GPU. Else ComfyUI may leave out part of them and fetch it in each evaluation.
 
     Raises:
         SystemExit: COMFYUI_PATH is not set.
@@ -52,7 +55,7 @@ def host(cpu: bool) -> None:
     from comfy.cli_args import args
 
     args.cpu = args.cpu or cpu
-    args.highvram = not args.cpu  # else it may leave out part of the weights and fetch them again in each evaluation
+    args.highvram = highvram and not args.cpu
     import comfy.sample  # noqa: F401
 
     sys.argv = arguments
@@ -83,7 +86,7 @@ def _driver() -> str | None:
     return said.split("\n")[0].strip() or None
 
 
-def _engine() -> str:
+def engine() -> str:
     """What identifies the code that is measured."""
     digest = hashlib.sha256()
     for folder in ("foresight", "models"):
@@ -92,9 +95,9 @@ def _engine() -> str:
     return digest.hexdigest()[:12]
 
 
-def result_path(card: str) -> Path:
+def result_path(card: str, kind: str = "gpu") -> Path:
     """Where the results of a card go."""
-    return FOLDER / f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+    return FOLDER / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
 
 
 def load(path: Path, facts: dict) -> dict:
@@ -113,10 +116,10 @@ def load(path: Path, facts: dict) -> dict:
 
 
 def measure(names: list[str], device: torch.device, args: argparse.Namespace, path: Path) -> dict:
-    """Single evaluations of all models, then whole runs where time allows; written to `path` after each."""
+    """Single evaluations of all models, then, if asked for, whole runs where time allows; written after each."""
     deadline = time.monotonic() + 60 * args.minutes
     facts = {"format": FORMAT, "smoke": args.smoke, "machine": machine(device), "note": NOTE}
-    facts |= {"engine": _engine(), "steps": args.steps, "repeats": args.repeats}
+    facts |= {"engine": engine(), "steps": args.steps, "repeats": args.repeats}
     results = load(path, facts)
     print(f"{facts['machine']['card']}; {NOTE}", flush=True)
     shares = results["recorded_map"] = recorded_shares(args.steps)
@@ -141,7 +144,7 @@ def measure(names: list[str], device: torch.device, args: argparse.Namespace, pa
         step(row, name, "evaluations", lambda bench, row: evaluate(bench, row, args.repeats, deadline))
         save(name, row)
     for name, row in rows.items():
-        if "forecast" in row and "failed" not in row:
+        if "forecast" in row and "failed" not in row and not args.evaluations_only:
             step(row, name, "whole runs", lambda bench, row: whole_runs(bench, row, shares, deadline))
             save(name, row)
     return results
@@ -164,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of a whole run (50; 14 with --smoke)")
     parser.add_argument("--repeats", type=int, help="evaluations behind each median (5; 2 with --smoke)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
+    parser.add_argument("--evaluations-only", action="store_true", help="no whole runs")
     parser.add_argument("--smoke", action="store_true", help="tiny models on the CPU")
     parser.add_argument(
         "--out", type=Path, help="result file (bench/results/gpu-<card>.json; a temporary one with --smoke)"

@@ -25,7 +25,7 @@ class Sampled:
         wall: Seconds of the whole call of ComfyUI's sampler.
         peak_bytes: Most memory that tensors took on the GPU, None elsewhere.
         stats: `RunStats.to_dict()`, None without Foresight.
-        finite: Whether the result is: the time of a NaN is not that of a number.
+        latent: What came out, as ComfyUI's sampler returns it.
         clock: The clock that timed it.
     """
 
@@ -33,8 +33,13 @@ class Sampled:
     wall: float
     peak_bytes: int | None
     stats: dict | None
-    finite: bool
+    latent: torch.Tensor
     clock: Clock
+
+    @property
+    def finite(self) -> bool:
+        """Whether the result is: the time of a NaN is not that of a number."""
+        return bool(torch.isfinite(self.latent).all())
 
     def median(self, first: int) -> float:
         """Of the evaluations from `first` on."""
@@ -51,11 +56,14 @@ class Sampled:
 class Bench:
     """One model with random weights on one device, and ComfyUI's sampler around it.
 
+    Args:
+        patcher: The model, where it is loaded already; by default it is made on the device.
+
     Raises:
         NotThere: this ComfyUI does not have the model.
     """
 
-    def __init__(self, model: real_models.RealModel, device: torch.device, tiny: bool):
+    def __init__(self, model: real_models.RealModel, device: torch.device, tiny: bool, patcher=None):
         import comfy.patcher_extension
         import comfy.sample
 
@@ -64,7 +72,8 @@ class Bench:
         from foresight.hosts import comfyui  # once ComfyUI can be imported
 
         self._adapter = comfyui
-        self.model, self.device, self.patcher = model, device, real_models.build(model, device, tiny)
+        self.model, self.device = model, device
+        self.patcher = patcher or real_models.build(model, device, tiny)
         self._latent = real_models.empty_latent(model, tiny)
         self._noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(0))
         self._texts = [real_models.conditioning(model, seed) for seed in (1, 2)]
@@ -96,8 +105,7 @@ class Bench:
         wall = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
         runs = self._adapter.runs_on(timed)
-        finite = bool(torch.isfinite(out).all())
-        return Sampled(clock.seconds(), wall, peak, runs[-1] if runs else None, finite, clock)
+        return Sampled(clock.seconds(), wall, peak, runs[-1] if runs else None, out, clock)
 
     def forced(self, depths: Sequence[int], warmup: int, interval: int, syncs: bool = False) -> Sampled:
         """Sample with Foresight reusing up to block `depths[e]` in evaluation `e`.

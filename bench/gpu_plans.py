@@ -1,7 +1,7 @@
 """What runs take on a card that was measured, plain and by the plan: `python -m bench.gpu_plans` writes README's table.
 
-Whole runs are computed from measured evaluations, and called so: steps times a plain one, against the planned number
-of computed ones and for the rest left-out ones.
+Runs of 30 steps are measured (`bench.gpu_runs`). Those of other lengths are computed from measured evaluations, and
+called so: steps times a plain one, against the planned number of computed ones and for the rest left-out ones.
 """
 
 import json
@@ -11,11 +11,11 @@ from foresight import ForecastConfig
 from foresight.engine import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "bench" / "results" / "gpu-nvidia-h200.json"
+RESULT = ROOT / "bench" / "results" / "runs-nvidia-h200.json"
 BEGIN, END = "<!-- GPU table: python -m bench.gpu_plans -->", "<!-- end of GPU table -->"
 STEPS = (20, 30, 50)
 SHIFT = 5.0  # of the noise levels, as for Wan
-TITLES = {"wan-1.3b": "Wan 2.1 1.3B", "ltxv-2b": "LTX-Video 2B", "open-sora-480p": "Open-Sora 1.2"}  # flow models
+TITLES = {"wan-1.3b": "Wan 2.1 1.3B", "cogvideox-2b": "CogVideoX-2B", "ltxv-2b": "LTX-Video 2B", "latte": "Latte"}
 
 
 def planned(steps: int, threshold: float = 0.5) -> int:
@@ -31,35 +31,46 @@ def run_of(row: dict, steps: int) -> tuple[float, float, int]:
     return steps * row["plain"]["seconds"], n * mine["idle_seconds"] + (steps - n) * mine["left_out_seconds"], n
 
 
+def _computed(row: dict, steps: int) -> str:
+    """A run of so many steps by the seconds of single evaluations."""
+    one, n = row["all of the memory"], row["plans"][str(steps)]
+    plain = steps * one["plain_evaluation"]
+    mine = n * one["computed_evaluation"] + (steps - n) * one["left_out_evaluation"]
+    return f"{plain:.1f} s -> {mine:.1f} s"
+
+
+def _measured(run: dict) -> str:
+    free = f"{run['free_bytes'] / 2**30:.1f} GiB: " if "free_bytes" in run else ""
+    return f"{free}{run['plain_seconds']:.1f} s -> **{run['seconds']:.1f} s** ({run['speedup']:.2f}x)"
+
+
 def table(results: dict) -> str:
-    """Markdown: a row for each flow model that was measured."""
-    head = ["model", "video", "plain", "computed, with Foresight", "left out", *(f"{n} steps" for n in STEPS)]
+    """Markdown: a row for each model whose runs were measured."""
+    (steps,) = {row["steps"] for row in results["models"].values()}
+    head = ["model", "video", "an evaluation: plain, computed, left out", f"**{steps} steps, measured**"]
+    head += ["the same, with less memory free", "20 steps, computed", "50 steps, computed"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, title in TITLES.items():
-        row = results["models"].get(name, {})
-        if "forecast" not in row:
-            continue
-        plain, busy, idle = (
-            row["plain"]["seconds"],
-            row["forecast"]["idle_seconds"],
-            row["forecast"]["left_out_seconds"],
-        )
-        runs = [f"{slow:.1f} s -> **{fast:.1f} s** ({n} computed)" for slow, fast, n in (run_of(row, s) for s in STEPS)]
-        cells = [title, row["video"], f"{plain:.3f} s", f"{busy:.3f} s", f"{1000 * idle:.1f} ms", *runs]
-        lines.append(f"| {' | '.join(cells)} |")
+        row = results["models"][name]
+        one, little = row["all of the memory"], row["little memory"]
+        evaluation = f"{one['plain_evaluation']:.3f} s, {one['computed_evaluation']:.3f} s"
+        evaluation += f", {1000 * one['left_out_evaluation']:.1f} ms"
+        cells = [title, row["video"], evaluation, _measured(one), _measured(little), _computed(row, 20)]
+        lines.append(f"| {' | '.join([*cells, _computed(row, 50)])} |")
     where = results["machine"]
+    host = f"torch {where['torch']}, ComfyUI {where['comfyui']} with DynamicVRAM"
     note = (
-        f"{where['card']}, torch {where['torch']}, ComfyUI {where['comfyui']}, random bf16 weights, cond and uncond. "
-        "The seconds of one evaluation are measured; the runs are computed from them with the plan of threshold 0.5 "
-        f"at flow shift {SHIFT:g}. A video that changes more than expected takes more computed steps."
+        f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, for which the plan of threshold "
+        f"{results['threshold']:g} is followed as it is. A real video that changes more than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 
 
 def main() -> None:
+    """Put the table into the README, and print it."""
     page, path = table(json.loads(RESULT.read_text())), ROOT / "README.md"
     head, rest = path.read_text(encoding="utf-8").split(BEGIN, 1)
-    path.write_text(f"{head}{BEGIN}\n\n{page}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    path.write_text(f"{head}{BEGIN}\n\n{page}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     print(page)
 
 

@@ -6,8 +6,10 @@ run; depth, width and heads are those of the published configs, latents and text
 
 import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 WEIGHT_STD = 0.02  # of every matrix; norms are 1 and biases 0, so that hidden states stay finite through any depth
 
@@ -190,6 +192,29 @@ def build(model: RealModel, device: torch.device, tiny: bool = False):
     base = network(model, device, tiny)
     fill(base.diffusion_model)
     return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=device)
+
+
+def save(model: RealModel, path: Path, device: torch.device, tiny: bool = False) -> None:
+    """Random weights as a file, whose tensors have the names that the network has for them.
+
+    Raises:
+        NotThere: this ComfyUI does not have the model.
+    """
+    base = network(model, device, tiny)
+    fill(base.diffusion_model)
+    save_file({key: value.to("cpu", copy=True) for key, value in base.diffusion_model.state_dict().items()}, path)
+
+
+def load(model: RealModel, path: Path, device: torch.device, tiny: bool = False):
+    """The ModelPatcher that ComfyUI's own loader would make of such a file: where DynamicVRAM is on, one of that."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.utils
+
+    base, patcher_class = network(model, "cpu", tiny), comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(base, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    base.load_model_weights(comfy.utils.load_torch_file(str(path)), "", assign=patcher.is_dynamic())
+    return patcher
 
 
 def conditioning(model: RealModel, seed: int) -> list:

@@ -11,7 +11,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.supported_models
 
-from bench import forced, gpu, gpu_bench, gpu_measure, gpu_plans, gpu_table, real_models
+from bench import forced, gpu, gpu_bench, gpu_measure, gpu_plans, gpu_runs, gpu_table, real_models
 from foresight import ForecastConfig, PaperConfig
 from foresight.engine.forecast import Forecast
 from foresight.engine.policy import policy_of
@@ -349,6 +349,42 @@ def test_model_for_which_no_time_is_left_keeps_what_an_earlier_session_measured(
     gpu.main(["--smoke", "--models", "latte", "--minutes", "0", "--out", str(tmp_path / "new.json")])
     found = json.loads((tmp_path / "new.json").read_text())["models"]
     assert found == {"latte": {"video": "512x512, 16 frames", "skipped": "evaluations: no time left"}}
+
+
+def test_whole_runs_follow_the_plan_and_weights_come_from_a_file(tmp_path):
+    names = sorted(HERE & {"wan-1.3b", "cogvideox-2b", "latte"})
+    assert gpu_runs.main(["--smoke", "--steps", "20", "--out", str(tmp_path / "runs.json"), "--models", *names]) == 0
+    found = json.loads((tmp_path / "runs.json").read_text())
+    assert list(found["models"]) == names and found["smoke"] and not found["dynamic_vram"]
+    for row in found["models"].values():
+        run = row["all of the memory"]
+        assert "little memory" not in row, "a CPU has no memory of its own to fill"
+        assert row["plans"].keys() == {"20", "30", "50"} and run["computed"] == row["plans"]["20"] < 20
+        assert run["plain_is_plain"] and run["idle_is_plain"] and run["finite"] and run["inactive"] is None
+        assert run["left_out_evaluation"] < run["computed_evaluation"]
+
+
+def test_a_model_that_fails_costs_no_other_its_run(tmp_path, monkeypatch, capsys):
+    def save(model, *_):
+        raise real_models.NotThere(f"no {model.name}")
+
+    monkeypatch.setattr(real_models, "save", save)
+    out = tmp_path / "runs.json"
+    assert gpu_runs.main(["--smoke", "--out", str(out), "--models", "latte", "wan-1.3b"]) == 1
+    assert [row["failed"] for row in json.loads(out.read_text())["models"].values()] == [
+        "NotThere: no latte",
+        "NotThere: no wan-1.3b",
+    ]
+
+
+def test_the_readme_has_the_table_of_the_measured_runs():
+    results = json.loads(gpu_plans.RESULT.read_text())
+    assert not results["smoke"] and results["dynamic_vram"] and results["machine"]["driver"]
+    for row in results["models"].values():
+        for run in (row["all of the memory"], row["little memory"]):
+            assert run["plain_is_plain"] and run["idle_is_plain"] and run["finite"] and run["inactive"] is None
+            assert run["computed"] == row["plans"][str(row["steps"])]
+    assert gpu_plans.table(results) in (gpu_plans.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_refusals(capsys, monkeypatch):
