@@ -32,13 +32,16 @@ _spec = importlib.util.spec_from_file_location("foresight_run", ROOT / "run.py")
 run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(run)
 
-_comfyui = run.comfyui_path()
-# torchsde stands for ComfyUI's own requirements: without them it is there but cannot be imported
-if _comfyui is None or importlib.util.find_spec("torchsde") is None:
-    os.environ.pop("COMFYUI_PATH", None)
-else:
-    os.environ["COMFYUI_PATH"] = str(_comfyui)  # for the tests that start a server
-    sys.path.insert(0, str(_comfyui))
+
+def _comfyui() -> None:
+    """Make ComfyUI importable, on the processor where there is no GPU, before anything imports it."""
+    comfyui = run.comfyui_path()
+    # torchsde stands for ComfyUI's own requirements: without them it is there but cannot be imported
+    if comfyui is None or importlib.util.find_spec("torchsde") is None:
+        os.environ.pop("COMFYUI_PATH", None)
+        return
+    os.environ["COMFYUI_PATH"] = str(comfyui)  # for the tests that start a server
+    sys.path.insert(0, str(comfyui))
     import torch
     from comfy.cli_args import args
 
@@ -61,8 +64,12 @@ def _one_name(name: str) -> None:
             _one_name(found.name)
 
 
-for _name in ("foresight", "models"):
-    _one_name(_name)
+# pytest-xdist's first process hands all tests to others, which wait for it to begin: there is nothing to import in it
+_named = any(Path(argument).exists() for argument in sys.argv[1:])  # by a path, whose conftest is imported at once
+if _named or "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
+    _comfyui()
+    for _name in ("foresight", "models"):
+        _one_name(_name)
 
 
 SLOWEST = "test_browser.py", "test_samplers.py", "test_compile.py"  # minutes each; begun last, they would end alone
