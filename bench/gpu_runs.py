@@ -29,7 +29,8 @@ from .gpu_bench import Bench
 MODELS = ("wan-1.3b", "cogvideox-2b", "latte", "ltxv-2b")
 THRESHOLD = 0.5
 STEPS = (20, 30, 50)  # of the runs whose plan is told
-SPARE = 2**30  # bytes that are free beside the size of the weights where memory is little; a run takes more
+RESIDENT = 0.5  # share of the weights whose size is free where memory is little; what a run takes beside goes off it
+SPARE = 2**30  # bytes that are free beside that
 CHECK = 3  # steps of the runs that are compared bit by bit
 
 
@@ -137,7 +138,7 @@ def measure(model: real_models.RealModel, device: torch.device, steps: int, smok
         row["all of the memory"] = runs(bench, steps)
         if device.type == "cuda":
             unload()
-            free = row["weight_bytes"] + SPARE
+            free = int(RESIDENT * row["weight_bytes"]) + SPARE
             with filled(device, free) as taken:
                 row["little memory"] = {"free_bytes": free, **runs(bench, steps, taken)}
         del bench

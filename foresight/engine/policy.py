@@ -70,7 +70,9 @@ class BlockCall(Protocol):
 
     held_bytes: int  # held for the length of the call, beside what `Policy.held_bytes` counts
 
-    def block(self, index: int, inputs: Tensors, compute: Callable[[], Tensors], join=None) -> Tensors:
+    def block(
+        self, index: int, inputs: Tensors, compute: Callable[[], Tensors], join=None, in_place: bool = False
+    ) -> Tensors:
         """The output of block `index`, see `prefix.call.Call.block`."""
 
     def finish(self) -> bool:

@@ -38,6 +38,7 @@ class Section:
         passed: Names of further keyword arguments that a block returns, unchanged, after its hidden states.
         paired: The one entry of `inputs` is a tuple of hidden states.
         method: The method of a block that computes its hidden states (Wan Animate-2: `forward_gen`).
+        in_place: Its blocks change the tensors that enter them, which the model holds meanwhile and reads no more.
     """
 
     blocks: str
@@ -46,6 +47,7 @@ class Section:
     passed: tuple[str, ...] = ()
     paired: bool = False
     method: str = "forward"
+    in_place: bool = False
 
     @outside_graphs()
     def read(self, args: tuple, kwargs: Mapping) -> Tensors:
@@ -193,7 +195,7 @@ class Swapped:
         self.reached = True
         inputs, computed = section.read(args, kwargs), _Computed(section, original, args, kwargs)
         join = section.join and functools.partial(section.join, inputs=inputs, kwargs=kwargs)
-        hidden_states = self._call.block(index, inputs, computed.compute, join)
+        hidden_states = self._call.block(index, inputs, computed.compute, join, section.in_place)
         return computed.results[0] if computed.results else section.pack(hidden_states, args, kwargs)
 
 

@@ -1,6 +1,5 @@
 """One call of the model: which of its blocks run, and what is measured and stored on the way."""
 
-import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +55,6 @@ class Call:
         self._active = True
         self._plan: Plan | None = None
         self._depth = -1  # of the plan, once everything is there that handing over needs
-        self._in_place = False  # every block up to there changes the tensors that enter it
         self._reused: dict[int, bool] = {}  # per block that was called
         self._repeated = False  # a block was called a second time
         self._base: Tensors | None = None  # x_0, the first block's input, for residual reuse
@@ -101,6 +99,7 @@ class Call:
         inputs: Tensors,
         compute: Callable[[], Tensors],
         join: Callable[[Tensors], Tensors] | None = None,
+        in_place: bool = False,
     ) -> Tensors:
         """The output of block `index`: computed, or the stored one, or (inside a reused prefix) its unchanged input.
 
@@ -109,6 +108,7 @@ class Call:
             inputs: The tensors that enter the block and leave it changed, (B, L, C) each.
             compute: Runs the block; returns tensors like `inputs`. It may change `inputs` in place.
             join: For a block whose layout differs from the first block's: the first block's input to this layout.
+            in_place: `inputs` may be changed here too: the block would do so, and the model reads them no more.
 
         Returns:
             As many tensors as the block gives; none of them is kept here.
@@ -122,9 +122,9 @@ class Call:
         if index < self._depth:
             self._reused[index] = True
             # the host may write to a block's output in place; the first block's input is its own and stays as it is
-            return tuple(x.clone() for x in inputs) if first and not self._in_place else inputs
+            return tuple(x.clone() for x in inputs) if first and not in_place else inputs
         if index == self._depth:
-            stored = self._guarded(self._hand_over, index, inputs, join)
+            stored = self._guarded(self._hand_over, index, inputs if in_place else None, join)
             if stored is None:
                 return inputs  # incomplete: the host tries again
             self._reused[index] = True
@@ -132,7 +132,7 @@ class Call:
         output = compute()
         self._reused[index] = False
         if self._active:
-            self._guarded(self._observe, index, inputs, output, join)
+            self._guarded(self._observe, index, output, join)
         return output
 
     def _stop(self, reason: str) -> None:
@@ -169,25 +169,22 @@ class Call:
             elements = plan.group.elements(inputs[0].device)
             self._limits = (plan.limit * elements * count).sqrt().unbind()
         self._plan, self._depth = plan, plan.depth
-        self._in_place = plan.depth >= 0 and all(plan.group.in_place[index : plan.depth + 1])
 
     def _base_at(self, join: Callable[[Tensors], Tensors] | None) -> Tensors | None:
         """x_0 in the layout of a block, None for output reuse."""
         return self._base if self._base is None or join is None else join(self._base)
 
-    def _hand_over(self, index: int, inputs: Tensors, join: Callable[[Tensors], Tensors] | None) -> Tensors:
-        """The slot's hidden state of block l*; residual: the new input plus the stored change.
-
-        As fresh tensors, but where the blocks would have written it into `inputs`, which the model holds all the time.
-        """
+    def _hand_over(self, index: int, into: Tensors | None, join: Callable[[Tensors], Tensors] | None) -> Tensors:
+        """The slot's hidden state of block l*, fresh or in `into`; residual: the new input plus the stored change."""
         group, base = self._plan.group, self._base_at(join)
-        stored = group.slot.read(group.layouts[index], inputs if self._in_place else None)
+        layout = group.layouts[index]
+        fits = into is not None and layout_of(into) == layout  # else another pack gives this block something else
+        stored = group.slot.read(layout, into if fits else None)
         return stored if base is None else tuple(x.add_(b) for x, b in zip(stored, base, strict=True))
 
-    def _observe(self, index: int, inputs: Tensors, output: Tensors, join: Callable[[Tensors], Tensors] | None) -> None:
+    def _observe(self, index: int, output: Tensors, join: Callable[[Tensors], Tensors] | None) -> None:
         """Measure a computed output and put it into the slot if it qualifies."""
         plan = self._plan
-        plan.group.in_place[index] = len(inputs) == len(output) and all(map(operator.is_, inputs, output))
         distance = plan.group.refresh(index, output, by_stream=plan.limit is None)
         if distance is None:
             return

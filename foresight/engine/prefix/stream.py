@@ -60,16 +60,12 @@ class Group:
         batch_dim: Dimension of the block tensors along which the streams are stacked.
         wanted: Rows to sample of a block's output, see `metric.sample_stride`.
         offload: Where the slot waits between calls.
-
-    Attributes:
-        in_place: Of each block, whether it changes the tensors that enter it and gives them back (LTX-Video's do).
     """
 
     def __init__(self, count: int, blocks: int, batch_dim: int, wanted: int, offload: Offload):
         self.count = count
         self.layouts: list[Layout | None] = [None] * blocks
         self.samples: list[Tensors | None] = [None] * blocks  # (streams, rows, C) each
-        self.in_place = [False] * blocks
         self.slot: Slot | None = None
         self.batch_dim = batch_dim
         self._wanted, self._offload = wanted, offload
@@ -146,7 +142,6 @@ class Group:
                     rows = [[x[row] for x in part] for part, (_, row) in zip(parts, sources, strict=True)]
                     self.samples[block] = tuple(torch.stack(x) for x in zip(*rows, strict=True))
             self.layouts = [_stacked(layout, self, sources[0][0]) for layout in sources[0][0].layouts]
-            self.in_place = list(sources[0][0].in_place)
             if depth >= 0:
                 stored = [group.rows(group.slot.read(group.layouts[depth]), row) for group, row in sources]
                 whole = tuple(torch.cat(x, self.batch_dim) for x in zip(*stored, strict=True))

@@ -89,13 +89,13 @@ FAMILIES = (
     ComfyFamily(
         "LTX-Video",
         _L + "lightricks.model.LTXVModel",
-        (Section("transformer_blocks", _X),),
+        (Section("transformer_blocks", _X, in_place=True),),
         size=lambda m: (m.inner_dim, 1, 1, 1),
     ),
     ComfyFamily(
         "LTX-2",
         _L + "lightricks.av_model.LTXAVModel",
-        (Section("transformer_blocks", _X, paired=True),),
+        (Section("transformer_blocks", _X, paired=True, in_place=True),),
         prefetches=True,
     ),
     ComfyFamily(

@@ -32,6 +32,23 @@ def stack_of(network):
     return blocks.family_of(network.model, families.FAMILIES).stack(network.model)
 
 
+def test_blocks_that_are_said_to_write_in_place_give_back_what_entered_them(network):
+    seen, stack = [], stack_of(network)
+
+    class Call:
+        held_bytes = 0
+
+        def block(self, index, inputs, compute, join=None, in_place=False):
+            output = compute()
+            if in_place:
+                seen.append(all(a is b for a, b in zip(inputs, output, strict=True)))
+            return output
+
+    with torch.no_grad(), blocks.Swapped(stack, Call()):
+        Run(network)(0)
+    assert all(seen) and len(seen) == sum(section.in_place for _, section in stack)
+
+
 def test_measuring_changes_nothing(network):
     active = Run(network, PaperConfig(threshold=1e-12, warmup_steps=3))
     contract.check_measuring(stack_of(network), Run(network), active, active.run.end)

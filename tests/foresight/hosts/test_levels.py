@@ -69,9 +69,79 @@ def test_a_run_asks_a_model_of_discrete_levels_for_none(models, runs, sampler, c
     assert len(asked) <= 2 * 20 * 14  # at each level once, however often it is passed
 
 
-def test_what_is_no_torch_module_is_asked_as_it_is():
-    class Linear:
-        def percent_to_sigma(self, percent):
-            return 1 - percent
+class Falls(torch.nn.Module):
+    """Sigma falls from 1 to 0; in each of these it takes something that a copy may lack."""
 
-    assert Levels(Linear()).over(0.25) == pytest.approx(0.75, abs=1e-5)
+    def percent_to_sigma(self, percent):
+        return 1.0 - percent
+
+
+class NoModule:
+    percent_to_sigma = Falls.percent_to_sigma
+
+
+class WithParameter(Falls):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def percent_to_sigma(self, percent):
+        return (1.0 - percent) * self.weight.item()
+
+
+class WithModule(Falls):
+    def __init__(self):
+        super().__init__()
+        self.inner = Falls()
+
+    def percent_to_sigma(self, percent):
+        return self.inner.percent_to_sigma(percent)
+
+
+class WithSlots(Falls):
+    __slots__ = ("highest",)
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "highest", 1.0)
+
+    def percent_to_sigma(self, percent):
+        return self.highest - percent
+
+
+class NotToBeCopied(Falls):
+    def __getstate__(self):
+        raise TypeError("not to be copied")
+
+
+class CopiedAsItself(Falls):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("highest", torch.ones(1).as_subclass(OnDevice))
+
+    def __copy__(self):
+        return self
+
+
+class NewWithArguments(Falls):
+    def __new__(cls, needed):
+        return super().__new__(cls)
+
+    def __init__(self, needed):
+        super().__init__()
+
+
+class OnTheObject(Falls):
+    def __init__(self):
+        super().__init__()
+        self.percent_to_sigma = lambda percent: 1.0 - percent
+
+
+UNUSUAL = [NoModule, WithParameter, WithModule, WithSlots, NotToBeCopied, CopiedAsItself, NewWithArguments, OnTheObject]
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_what_another_pack_has_for_levels_is_asked_as_it_is_where_it_cannot_be_copied(kind):
+    found = kind(1) if kind is NewWithArguments else kind()
+    assert Levels(found).over(0.25) == pytest.approx(0.75, abs=1e-5)
+    assert all(isinstance(x, OnDevice) for x in getattr(found, "buffers", tuple)())
