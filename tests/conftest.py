@@ -46,6 +46,7 @@ def _comfyui() -> None:
     from comfy.cli_args import args
 
     args.cpu = args.cpu or not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True  # as on a GPU; what ComfyUI takes on a processor is slower
     import comfy.samplers  # noqa: F401  (before any test: it needs `args` as set above)
 
 

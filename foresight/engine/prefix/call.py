@@ -121,14 +121,13 @@ class Call:
             self._guarded(self._begin, index, inputs)
         if index < self._depth:
             self._reused[index] = True
-            # the host may write to a block's output in place; the first block's input is its own and stays as it is
-            return tuple(x.clone() for x in inputs) if first and not in_place else inputs
+            # the host may write to a block's output; the first block's input is its own and stays as it is
+            return inputs if in_place or not first else tuple(x.clone() for x in inputs)
         if index == self._depth:
             stored = self._guarded(self._hand_over, index, inputs if in_place else None, join)
-            if stored is None:
-                return inputs  # incomplete: the host tries again
-            self._reused[index] = True
-            return stored
+            if stored is not None:
+                self._reused[index] = True
+            return inputs if stored is None else stored  # the former is incomplete: the host tries again
         output = compute()
         self._reused[index] = False
         if self._active:
