@@ -9,8 +9,9 @@ FEW = 4  # numbers; a tensor of no more may wait for the garbage collector
 
 
 def tensors() -> int:
-    """How many tensors of more than a few numbers there are."""
-    return sum(isinstance(x, torch.Tensor) and x.numel() > FEW for x in gc.get_objects())
+    """How many tensors of more than a few numbers there are; the compiler's, which hold none, do not count."""
+    kinds = torch.Tensor, torch.nn.Parameter
+    return sum(type(x) in kinds and isinstance(x.numel(), int) and x.numel() > FEW for x in gc.get_objects())
 
 
 @contextlib.contextmanager
