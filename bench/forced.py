@@ -75,7 +75,8 @@ def forced_forecast(computed: Sequence[bool] | None = None, threshold: float = 1
 
         def must_compute(self, place: Place) -> bool:
             step = round(place.position)
-            return not self._now.histories or (step in self._plan if computed is None else computed[step])
+            planned = step in self._plan if computed is None else computed[min(step, len(computed) - 1)]
+            return planned or not self._now.histories
 
         def settle(self, values, evaluation) -> None:
             errors = errors_of(self)  # random weights jump all the time

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foresight import PaperConfig
+from foresight import Config, PaperConfig
 from foresight.engine.prefix.stream import stream_bytes
 from foresight.hosts import blocks
 
@@ -107,6 +107,10 @@ class Bench:
         runs = self._adapter.runs_on(timed)
         return Sampled(clock.seconds(), wall, peak, runs[-1] if runs else None, out, clock)
 
+    def foresight(self, config: Config, patcher=None):
+        """The model with Foresight on it, or `patcher`, which is a form of it."""
+        return self._adapter.apply_foresight(patcher or self.patcher, config)
+
     def forced(self, depths: Sequence[int], warmup: int, interval: int, syncs: bool = False) -> Sampled:
         """Sample with Foresight reusing up to block `depths[e]` in evaluation `e`.
 
@@ -114,7 +118,7 @@ class Bench:
             RuntimeError: the engine did something else.
         """
         settings = forced_prefix(depths, warmup_steps=warmup, reuse_interval=interval)
-        run = self.sample(len(depths), self._adapter.apply_foresight(self.patcher, settings), syncs)
+        run = self.sample(len(depths), self.foresight(settings), syncs)
         reached = [depth_of(evaluation) for evaluation in run.stats["evaluations"]]
         if reached != list(depths):
             why = run.stats["inactive"] or "no reason given"
@@ -128,7 +132,7 @@ class Bench:
             RuntimeError: the engine did something else.
         """
         settings = forced_forecast(computed)
-        run = self.sample(len(computed), self._adapter.apply_foresight(self.patcher, settings), syncs)
+        run = self.sample(len(computed), self.foresight(settings), syncs)
         did = [bool(sum(evaluation["computed"])) for evaluation in run.stats["evaluations"]]
         if did != list(computed):
             why = run.stats["inactive"] or "no reason given"

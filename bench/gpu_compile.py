@@ -50,8 +50,8 @@ def measure(bench: Bench, steps: int) -> dict:
     expected = note("compiled", plain)
     for name, config in SETTINGS.items():
         for order in ("behind", "before"):
-            foresight = bench._adapter.apply_foresight
-            patcher = foresight(plain, config) if order == "behind" else compiled(foresight(bench.patcher, config))
+            behind = order == "behind"
+            patcher = bench.foresight(config, plain) if behind else compiled(bench.foresight(config))
             latent = note(f"compiled, {name}, Foresight {order} the compiler", patcher)
             rows[f"compiled, {name}, Foresight {order} the compiler"]["is_plain"] = torch.equal(latent, expected)
     return rows

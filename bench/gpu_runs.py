@@ -2,8 +2,8 @@
 
 Weights come from a file and DynamicVRAM is on, as in a usual installation. Each model runs with all of the card's
 memory, and with so little that part of its weights is fetched again in every evaluation; there, an evaluation that is
-left out saves the transfer too. Weights are random, so that nothing measured in them means anything: Foresight computes
-what the plan before the run says, and all else is as users have it.
+left out saves the transfer too. Weights are random, so that forecasts miss by a lot: Foresight computes what the plan
+before the run says, whatever it measures, and all else is as users have it.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def runs(bench: Bench, steps: int, taken: int = 0) -> dict:
     Args:
         taken: Bytes of the card that are no part of the run.
     """
-    by_plan = bench._adapter.apply_foresight(bench.patcher, forced_forecast(threshold=THRESHOLD))
+    by_plan = bench.foresight(forced_forecast(threshold=THRESHOLD))
     bench.sample(2)  # warms up
     short, again = bench.sample(CHECK), bench.sample(CHECK)
     idle = bench.forecast([True] * CHECK)
