@@ -7,7 +7,8 @@ for it has missed, x' the latent that all of them were for, and x the latent tha
     x - x' = alpha x' + sum_k w_k r_k        (alpha = 0 for a flow model)
 
 gives w. The error of the blend is then e = rms(sum_k w_k m_k) / rms(sum_k w_k r_k), which is what `history` measures of
-the one output in a host that sees the guided one.
+the one output in a host that sees the guided one. Where the latent has several parts, the divisor is limited as it is
+there (see `history.quieted`).
 """
 
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from .guidance import Guidance
+from .history import LOUDEST, quieted
 from .moves import Move
 from .pooled import MOST_PLACES, Pool
 from .sketch import sketch
@@ -48,6 +50,7 @@ class Blend:
         self._flow = flow
         self._level: float | None = None
         self._x: Tensors = ()
+        self._noise: float | None = None
         self._streams: list[_Stream] = []
         self._copied, self._waits_on = False, None
         self._guidance = Guidance(flow)
@@ -69,9 +72,14 @@ class Blend:
         units = [r for stream in self._streams for r in (*stream.unit, *(stream.missed or ()))]
         return sum(x.nbytes for x in (*self._x, *units))
 
-    def begin(self, level: float | None, x: Tensors, waits_on: torch.device | None) -> None:
-        """An evaluation begins; what is said about it is copied, to `waits_on` if that is not None."""
+    def begin(self, level: float | None, x: Tensors, waits_on: torch.device | None, noise: float | None = None) -> None:
+        """An evaluation begins; what is said about it is copied, to `waits_on` if that is not None.
+
+        Args:
+            noise: Rms of the noise in the latent, if that is known.
+        """
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
+        self._noise = noise if self._flow and len(x) > 1 else None
         self._copied, self.errors, self.told = False, [], []
 
     def note(self, given: Tensors, missed: Tensors | None) -> None:
@@ -148,12 +156,23 @@ class Blend:
         table = torch.tensor(products, dtype=torch.float64).view(-1, sum(items))
         if sketched:
             self.told = self._pool.slot(sketched, products[: sum(items)], self._measured, b, self._rounding, items)
-        move, self.errors = self._guidance.judge(table, len(self._streams), b, self._rounding, items)
+        move, self.errors = self._guidance.judge(table, len(self._streams), b, self._rounding, items, self._most)
         return move
+
+    @property
+    def _most(self) -> list[float]:
+        """By item, the largest sum of squares that its error is divided by; nothing where there is no limit."""
+        if self._noise is None:
+            return []
+        return [(LOUDEST * self._noise) ** 2 * item.numel() for x in self._x for item in x]
+
+    def quieted(self, units: Tensors) -> Tensors:
+        """What the errors of the blend are measured in, of its units."""
+        return units if self._noise is None else quieted(units, self._noise)
 
     def judge_pooled(self, slots: torch.Tensor) -> tuple[Move, list[float]] | None:
         """The move and the errors, where they follow from what all processes have told; see `Pool.judge`."""
-        return self._pool.judge(slots) if self._pool is not None else None
+        return self._pool.judge(slots, self._most) if self._pool is not None else None
 
     def guided(self, errors: list[float], outputs: int) -> list[float]:
         """e of the blend for each part; while that is not known, more than that of any output.
@@ -169,6 +188,8 @@ class Blend:
     def weighted(self, outputs: Iterable[Tensors]) -> Tensors | None:
         """The sum over the streams of w_k times such tensors of theirs, as far as w is known; its parts.
 
+        Of a latent with several parts, w is made to add up to 1.
+
         Args:
             outputs: One for each output of the evaluation, with one or several streams in it.
         """
@@ -179,6 +200,8 @@ class Blend:
             weights = [self._guidance.weights[i][1] for i in items if i in self._guidance.weights]
             if len(weights) < len(items) or any(len(w) != len(streams) for w in weights):
                 return None
+            if self._noise is not None:  # `quieted` compares with the noise, not with the noise that a step removes
+                weights = [w / w.sum() for w in weights]
             of_stream = torch.stack(weights).T.to(streams[0][part].device, torch.float32)  # (streams, items)
             rows = (w.view(-1, *[1] * (x[part].ndim - 1)) * x[part] for w, x in zip(of_stream, streams, strict=True))
             sums.append(sum(rows))

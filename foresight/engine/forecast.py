@@ -8,7 +8,7 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
    computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 8). After the first evaluation s is 0.
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
-   e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent. A line misses
+   e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent (of several parts: `history.quieted`). A line misses
    K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
    makes the plan's scale: their ratio, at least 0.5, to the power of 1.5. An error far beyond what was expected is a
    jump: what comes next is computed. What, by this e alone, was not worth leaving out is done again (`_take_back`).
@@ -143,7 +143,7 @@ class Forecast(Policy):
         self._evidence.weigh(now, place.level)
         self._take_back()
         if self._blend is not None:
-            self._blend.begin(place.level, self._latent, self.resources.offload.device)
+            self._blend.begin(place.level, self._latent, self.resources.offload.device, place.noise)
             self._latent = ()
         noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
         self._pays = not self._corrects and now.euler and not noisy_end

@@ -28,7 +28,13 @@ class Guidance:
         self._ways: dict[int, float] = {}  # by item, |x - x'|^2 of the last step that was one
 
     def judge(
-        self, table: torch.Tensor, streams: int, b: float, rounding: float, items: Sequence[int]
+        self,
+        table: torch.Tensor,
+        streams: int,
+        b: float,
+        rounding: float,
+        items: Sequence[int],
+        most: Sequence[float] = (),
     ) -> tuple[Move, list[float]]:
         """The move, of which the worst item counts, and e of the blend for each part.
 
@@ -41,24 +47,26 @@ class Guidance:
             b: 1 - sigma / sigma', the share of an output that Euler's step takes in.
             rounding: Mean square of the step's rounding, over that of x'.
             items: How many there are of each part of the latent.
+            most: By item, the largest sum of squares that its error is divided by, for weights that add up to 1.
         """
         gram = (streams + 2) * (streams + 3) // 2
         judged = [
-            self._judge(i, b, rounding, _symmetric(x[:gram]), _symmetric(x[gram:])) for i, x in enumerate(table.T)
+            self._judge(i, b, rounding, _symmetric(x[:gram]), _symmetric(x[gram:]), most[i] if most else math.inf)
+            for i, x in enumerate(table.T)
         ]
         moves, errors = [move for move, _ in judged], [error for _, error in judged]
         move = Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
         return move, _by_part(errors, items)
 
     def _judge(
-        self, item: int, b: float, rounding: float, gram: torch.Tensor, missed: torch.Tensor
+        self, item: int, b: float, rounding: float, gram: torch.Tensor, missed: torch.Tensor, most: float
     ) -> tuple[Move, float | None]:
         way = float(gram[0, 0])
         if way == 0:
             return Move(), None
         if b <= STANDING and self._flow:  # a second evaluation at the same noise level (Heun), if it is near
             near = way <= NEAR**2 * self._ways.get(item, 0.0)
-            return Move(continues=near, euler=False), _error(self.weights.get(item), gram, missed)
+            return Move(continues=near, euler=False), _error(self.weights.get(item), gram, missed, most)
         self._ways[item] = way
         first = 2 if self._flow else 1
         basis, target = gram[first:, first:], gram[first:, 0]
@@ -70,7 +78,7 @@ class Guidance:
         exact = EULER**2 * way + rounding * float(gram[1, 1])
         euler = residual <= exact and (ratio - 1) ** 2 * way <= exact
         continues = residual <= (1 - EXPLAINED) * way and ratio > UNRELATED
-        return Move(continues, euler, max(1.0, ratio)), _error(self.weights[item], gram, missed)
+        return Move(continues, euler, max(1.0, ratio)), _error(self.weights[item], gram, missed, most)
 
     def _remember(self, item: int, w: torch.Tensor, unexplained: float) -> None:
         """Take these weights, unless better ones are known: multistep samplers take in older outputs as well."""
@@ -89,12 +97,14 @@ def _by_part(errors: Sequence[float | None], items: Sequence[int]) -> list[float
     return [max(known)] if known else []
 
 
-def _error(weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, missed: torch.Tensor) -> float | None:
+def _error(
+    weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, missed: torch.Tensor, most: float
+) -> float | None:
     """e of the blend, None where it is not known."""
     if weights is None or not missed.numel() or len(weights[1]) != len(missed):
         return None
     w = weights[1]
-    taken = float(w @ gram[2:, 2:] @ w)
+    taken = min(float(w @ gram[2:, 2:] @ w), most * float(w.sum()) ** 2)
     return math.sqrt(max(0.0, float(w @ missed @ w)) / taken) if taken > 0 else None
 
 

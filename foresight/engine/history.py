@@ -13,6 +13,7 @@ from .schedule import Place
 from .tensors import Tensors
 
 DAMPING = 8.0  # steps at which a forecast takes half of the slope
+LOUDEST = 1.2  # of what an error is measured in where a latent has several parts, over their noise
 
 
 class History:
@@ -157,6 +158,21 @@ def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
         return (squares(x) / size.clamp_min(1e-12) + (size > 0) * 1e-18).max()
 
     return torch.stack([worst(*pair) for pair in zip(missed, unit, strict=True)]).sqrt()
+
+
+def quieted(unit: Tensors, noise: float) -> Tensors:
+    """What errors in the parts of a latent are measured in: their `unit`, but at most `LOUDEST` times the noise, rms.
+
+    One part (the sound of a video) may have much larger values than the others. Measured in its own size, it would be
+    allowed so much larger an error than they are.
+
+    Args:
+        unit: x - D of every part, batch first.
+        noise: Rms of the noise in the latent.
+    """
+    sizes = (x.float().flatten(1).square().mean(1).sqrt().view(-1, *[1] * (x.ndim - 1)) for x in unit)
+    most = LOUDEST * noise
+    return tuple(x * (most / size.clamp_min(1e-12)).clamp_max(1.0) for x, size in zip(unit, sizes, strict=True))
 
 
 def by_part(outputs: Sequence[Sequence[float]], parts: int) -> list[float]:

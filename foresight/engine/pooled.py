@@ -69,13 +69,14 @@ class Pool:
         head = [streams, missed, b, rounding, *counts, *way, *[0] * (MOST_ITEMS - len(way))]
         return [*map(float, head), *sketched, *[0.0] * (self.length - len(head) - len(sketched))]
 
-    def judge(self, slots: torch.Tensor) -> tuple[Move, list[float]] | None:
+    def judge(self, slots: torch.Tensor, most: Sequence[float] = ()) -> tuple[Move, list[float]] | None:
         """The move, and e of the blend for each part, as `Guidance.judge` has them.
 
         None where processes have the same streams or other latents, or numbers that are not finite.
 
         Args:
             slots: What each of the processes has told, (processes, length), the same in all of them.
+            most: See `Guidance.judge`.
         """
         slots = slots.double()
         common, ways = slots[:, 2 : 4 + MOST_PARTS], slots[:, 4 + MOST_PARTS : _HEAD]
@@ -93,7 +94,7 @@ class Pool:
         table = table * (ways[0, : sum(items)] / table[0].clamp_min(1e-30))
         if len(missed) == len(units):
             table = torch.cat([table, _products(missed)])
-        move, errors = self._guidance.judge(table, len(units), b, rounding, items)
+        move, errors = self._guidance.judge(table, len(units), b, rounding, items, most)
         return replace(move, price=_rounded(move.price)), list(map(_rounded, errors))
 
     def _unpacked(self, slot: torch.Tensor, items: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

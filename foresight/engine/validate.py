@@ -66,7 +66,7 @@ class Validation:
             self._factor = GUIDED if self._blend and len(missed) > 1 else 1.0
             found = [relative(*pair) for pair in zip(missed, units, strict=True)]
         else:
-            found = [relative(*blended)]
+            found = [relative(blended[0], self._blend.quieted(blended[1]))]
         self._sizes = [len(errors) for errors in found]
         return found
 

@@ -202,7 +202,8 @@ class Reference:
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
             pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
-            self.missed.append([(m.norm() / d.norm()).item() for m, d in pairs])
+            most = 1.2 * sigma if self.shapes and len(self.shapes) > 1 else math.inf
+            self.missed.append([(m.norm() / d.norm().clamp_max(most * d.numel() ** 0.5)).item() for m, d in pairs])
             self._learn(max(self.missed[-1]), tau, n_known == 2, u1, u)
             owed = 0
             for v, b in self.left_out:

@@ -12,6 +12,7 @@ import torch
 
 from ...engine import Config, Run, RunStats
 from ...engine.compiler import outside_graphs
+from ...engine.history import quieted
 from ...engine.stages import Stage
 from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
@@ -182,7 +183,9 @@ class SamplerRun:
             self._edges.sides(options, self._level),
         )
         signature = x.shape, x.dtype, x.device, len(functions), *changing
-        outputs = self._run.output("denoised", signature, compute, x.device, functools.partial(_noise_in, parts))
+        outputs = self._run.output(
+            "denoised", signature, compute, x.device, functools.partial(_noise_in, parts, self._level)
+        )
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
@@ -252,9 +255,10 @@ class SamplerRun:
         return family, stack, keys
 
 
-def _noise_in(parts: Tensors, outputs: Tensors) -> Tensors:
+def _noise_in(parts: Tensors, level: float, outputs: Tensors) -> Tensors:
     """What each output takes away from its part of the latent; there may be several outputs of a part."""
-    return tuple(parts[i % len(parts)] - output for i, output in enumerate(outputs))
+    found = tuple(parts[i % len(parts)] - output for i, output in enumerate(outputs))
+    return quieted(found, level) if len(parts) > 1 else found
 
 
 def _flow_noise(sigma: float) -> float:

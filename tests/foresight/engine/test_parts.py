@@ -10,7 +10,7 @@ from foresight.engine import Run
 from foresight.engine.agreement import OPINIONS
 from foresight.engine.blend import GUIDED, Blend
 from foresight.engine.evidence import Evidence
-from foresight.engine.history import by_part
+from foresight.engine.history import LOUDEST, by_part, quieted
 from foresight.engine.moves import Move
 from foresight.engine.stats import Evaluation
 from foresight.engine.trajectory import Trajectory
@@ -38,12 +38,13 @@ def unit_of(x):
     return lambda outputs: tuple(part - output for part, output in zip(x, outputs, strict=True))
 
 
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
 def off(given: torch.Tensor, real: torch.Tensor, x: torch.Tensor) -> float:
     """rms(given - real) / rms(x - real) of the worst item of the batch, straight from its definition."""
-    return max(
-        math.sqrt((g - r).double().square().mean() / (y - r).double().square().mean())
-        for g, r, y in zip(given, real, x, strict=True)
-    )
+    return max(rms(g - r) / rms(y - r) for g, r, y in zip(given, real, x, strict=True))
 
 
 def sampled(parts=NAMES, config=CONFIG, which=(0, 1), reads=None, worst=None):
@@ -123,6 +124,15 @@ def test_each_part_needs_no_further_read_of_the_device(monkeypatch):
     assert reads == [1] * (STEPS - 1) + [2]  # and one at the end of the run
 
 
+def test_no_part_is_measured_in_more_than_the_noise():
+    """One item of the audio is louder than the noise, which is 0.5; what is not stays as it is."""
+    video, audio = torch.full((2, 4, 5), 0.59), torch.tensor([[0.1] * 8, [-30.0] * 8])
+    quiet, loud = quieted((video, audio), 0.5)
+    assert torch.equal(quiet, video) and torch.equal(loud[0], audio[0])
+    torch.testing.assert_close(loud[1], torch.full((8,), -1.2 * 0.5))
+    assert all(x.isfinite().all() for x in quieted((torch.zeros(1, 3), video), 0.0))
+
+
 # ---- what belongs to which part
 
 
@@ -144,21 +154,28 @@ def test_an_error_that_is_no_number_is_not_lost_among_others(outputs):
 # ---- where the sampler is given a blend
 
 
-def blended(fixed=False):
-    """A blend of two conds, u + 3 (c - u), over two parts, and what each part of it is off."""
+def blended(fixed=False, noise=None, shapes=((2, 512), (2, 64))):
+    """A blend of two conds, u + 3 (c - u), over these parts, and what each part of it is off."""
     g = torch.Generator().manual_seed(0)
-    x = [torch.randn(shape, generator=g) for shape in ((2, 512), (2, 64))]
+    x = [torch.randn(shape, generator=g) for shape in shapes]
     units = [[torch.randn(t.shape, generator=g) for t in x] for _ in range(2)]
-    missed = [[size * torch.randn(t.shape, generator=g) for t, size in zip(x, (0.01, 0.2), strict=True)] for _ in "uc"]
+    missed = [[size * torch.randn(t.shape, generator=g) for t, size in zip(x, (0.01, 0.2), strict=False)] for _ in "uc"]
     blend = Blend(flow=True)
-    blend.begin(1.0, tuple(x), None)
+    blend.begin(1.0, tuple(x), None, noise)
     for unit, lost in zip(units, missed, strict=True):
         blend.note(tuple(y - r for y, r in zip(x, unit, strict=True)), tuple(lost))
     m, r = ([-2 * u + 3 * c for u, c in zip(*both, strict=True)] for both in (missed, units))
     after = [y - 0.1 * unit for y, unit in zip(x, r, strict=True)]
-    after[1] = x[1] if fixed else after[1]
+    if fixed:
+        after[1] = x[1]
     blend.judge(blend.measure(tuple(after)).tolist(), 0.9)
-    return blend, [float((a.square().sum(1) / b.square().sum(1)).sqrt().max()) for a, b in zip(m, r, strict=True)]
+    limit = math.inf if noise is None or len(x) == 1 else LOUDEST * noise
+    return blend, [float((norm(a) / norm(b).clamp_max(limit)).max()) for a, b in zip(m, r, strict=True)]
+
+
+def norm(x):
+    """Rms of each item."""
+    return x.square().mean(1).sqrt()
 
 
 def test_a_blend_has_an_error_for_each_part():
@@ -166,6 +183,16 @@ def test_a_blend_has_an_error_for_each_part():
     assert errors[1] > 5 * errors[0]
     assert blend.guided([1.0, 1.0], 2) == pytest.approx(errors, rel=1e-3)
     assert blend.guided([1.0], 2) == pytest.approx([errors[1]], rel=1e-3)  # nobody has told how many parts there are
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 2.0, 10.0])
+def test_a_blend_is_measured_in_no_more_than_the_noise(noise):
+    """Its units are 3.6 of rms; a latent of one part is measured in its own size."""
+    blend, errors = blended(noise=noise)
+    assert blend.guided([1.0, 1.0], 2) == pytest.approx(errors, rel=1e-3)
+    assert (errors[1] > 1.1 * blended()[1][1]) == (noise < 3)
+    one, of_one = blended(noise=noise, shapes=((2, 512),))
+    assert one.guided([1.0], 2) == pytest.approx(of_one, rel=1e-3) and of_one == blended(shapes=((2, 512),))[1]
 
 
 def test_where_a_part_does_not_move_its_error_is_not_known():

@@ -59,8 +59,8 @@ def test_what_is_no_longer_than_its_sketch_is_told_exactly():
 class Case:
     """A step along a blend of two streams, and what their forecasts have missed."""
 
-    def __init__(self, flow=True, dtype=torch.float32, shapes=((1, SIZE),), noise=0.0, fixed=0):
-        self.flow, self.dtype, n = flow, dtype, len(shapes)
+    def __init__(self, flow=True, dtype=torch.float32, shapes=((1, SIZE),), noise=0.0, fixed=0, limit=None):
+        self.flow, self.dtype, self.limit, n = flow, dtype, limit, len(shapes)
         self.x = [seeded(i, *shape).to(dtype) for i, shape in enumerate(shapes)]
         cond = [seeded(10 + i, *shape) for i, shape in enumerate(shapes)]
         self.units = cond, [c + 0.2 * seeded(20 + i, *s) for i, (c, s) in enumerate(zip(cond, shapes, strict=True))]
@@ -78,7 +78,7 @@ class Case:
     def blend(self, streams, places, missed=True):
         """What a process knows that has these streams, and the move that it sees."""
         blend = Blend(self.flow, places)
-        blend.begin(1.0, tuple(self.x), None)
+        blend.begin(1.0, tuple(self.x), None, self.limit)
         for k in streams:
             units = self.units[k]
             outputs = [x.float() - r for x, r in zip(self.x, units, strict=True)] if self.flow else units
@@ -100,6 +100,7 @@ CASES = {
     "no flow model": dict(flow=False),
     "a batch": dict(shapes=((2, SIZE),)),
     "video and audio": dict(shapes=((1, SIZE), (1, 3000))),
+    "both larger than the noise": dict(shapes=((1, SIZE), (1, 3000)), limit=0.1),
     "noise is added": dict(noise=0.3),
     "some of it held fixed": dict(fixed=SIZE // 3),
 }

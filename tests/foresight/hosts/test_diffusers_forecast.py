@@ -80,7 +80,7 @@ def test_video_and_audio_each_have_their_error():
         p.data *= 0.3  # so that outputs change little from step to step,
     net.audio_proj_out.weight.data *= 20  # but for the audio's
     handle = apply_foresight(net, ForecastConfig(threshold=2.0, validate=True), steps=steps)
-    x, off = [seeded(1, 48, 4, seed=3), seeded(1, 5, 4, seed=4)], []
+    x, off, loud = [seeded(1, 48, 4, seed=3), seeded(1, 5, 4, seed=4)], [], []
     shape = {"num_frames": 3, "height": 4, "width": 4, "audio_num_frames": 5, "return_dict": False}
 
     def guided(forward, k):
@@ -96,12 +96,13 @@ def test_video_and_audio_each_have_their_error():
         for k in range(steps):
             given = guided(net, k)
             real = guided(handle._hook.fn_ref.original_forward, k)
-            off.append([rms(g - r) / rms(r) for g, r in zip(given, real, strict=True)])
+            off.append([rms(g - r) / min(rms(r), 1.2) for g, r in zip(given, real, strict=True)])
+            loud.append(rms(real[1]) > 1.2)
             x = [y - v / steps for y, v in zip(x, given, strict=True)]
     stats = handle.stats
     handle.remove()
     left_out = [k for k, e in enumerate(stats.evaluations) if e.kind == "reuse"]
-    assert stats.parts == ("video", "audio") and len(left_out) > 3
+    assert stats.parts == ("video", "audio") and len(left_out) > 3 and any(loud[k] for k in left_out)
     for k in left_out:
         row = stats.evaluations[k]
         assert row.missed_parts == pytest.approx(off[k], rel=0.02, abs=1e-4) and row.missed == max(row.missed_parts)

@@ -1,6 +1,7 @@
 """The method "forecast" on models that Foresight knows nothing of: image, audio, 3D, other people's classes."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -69,13 +70,17 @@ def test_every_guider(guider, model, runs):
     assert runs[1].reused
 
 
+LOUDEST = 1.2
+
+
 class Recorder:
     """Sees from outside what a run gives its sampler, and finds out by itself what it should have given.
 
     Attributes:
         patcher: A clone with the recorder on it, to put Foresight on.
         taken_back: How many evaluations that called the model were done again.
-        missed: By evaluation and part, rms(given - real) / rms(x - real) of the worst item.
+        missed: By evaluation and part, rms(given - real) / rms(x - real) of the worst item; of several parts, none is
+            divided by more than `LOUDEST` times the noise.
         calls: By evaluation, how often the model was called.
     """
 
@@ -106,7 +111,8 @@ class Recorder:
         real = executor.class_obj.predict_noise(x, timestep, *args, **kwargs)  # the guider's own, below all wrappers
         parts = [comfy.utils.unpack_latents(t, self._shapes) for t in (given - real, x - real)]
         rms = [[part.flatten(1).double().square().mean(1).sqrt() for part in found] for found in parts]
-        self.missed.append([(a / b).max().item() for a, b in zip(*rms, strict=True)])
+        most = LOUDEST * float(timestep.max()) if len(rms[0]) > 1 else math.inf
+        self.missed.append([(a / b.clamp_max(most)).max().item() for a, b in zip(*rms, strict=True)])
         return given
 
 
@@ -170,7 +176,7 @@ def test_audio_that_changes_faster_than_its_video(runs):
     network = model.patcher.model.diffusion_model
     for p in network.parameters():
         p.data *= 0.4  # so that outputs change little from step to step,
-    network.audio_proj_out.weight.data *= 60  # but for the audio's
+    network.audio_proj_out.weight.data *= 20  # but for the audio's
     recorder = Recorder(model.patcher)
     sample(model, apply_foresight(recorder.patcher, VALIDATED))
     sample(model, reference(model.patcher))
@@ -189,6 +195,19 @@ def test_audio_that_changes_faster_than_its_video(runs):
     table = figures.table({"LTX-2": record})
     assert f"at most (video {video:.2%}, audio {audio:.2%})" in table
     assert "LTX-2: forecasts of what was computed missed at most: video " in table
+
+
+@pytest.mark.parametrize(("size", "least"), [(1, 15), (20, 10), (60, 0)])
+def test_a_sound_much_larger_than_its_noise_is_no_further_off(size, least, runs):
+    """Values of the sound 1, 3 and 9 times the noise's. Measured in their own size, its error was 0.2, 2.3 and 4.2 %."""
+    model, video = MODELS["ltx_2"](), 16 * 3 * 4 * 4
+    network = model.patcher.model.diffusion_model
+    for p in network.parameters():
+        p.data *= 0.4
+    network.audio_proj_out.weight.data *= size
+    plain = sample(model, model.patcher, steps=30)[:, video:]
+    sound = sample(model, apply_foresight(model.patcher, ForecastConfig(threshold=1.0)), steps=30)[:, video:]
+    assert (sound - plain).norm() <= 0.015 * plain.norm() and runs[0].reused >= least
 
 
 def test_parts_of_which_nobody_knows_what_they_are_have_numbers():
