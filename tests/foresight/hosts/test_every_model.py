@@ -199,7 +199,7 @@ def test_audio_that_changes_faster_than_its_video(runs):
 
 @pytest.mark.parametrize(("size", "least"), [(1, 15), (20, 10), (60, 0)])
 def test_a_sound_much_larger_than_its_noise_is_no_further_off(size, least, runs):
-    """Values of the sound 1, 3 and 9 times the noise's. Measured in their own size, its error was 0.2, 2.3 and 4.2 %."""
+    """Its values are 1, 3 and 9 times the noise's. Measured in their own size, its error was 0.2, 2.3 and 4.2 %."""
     model, video = MODELS["ltx_2"](), 16 * 3 * 4 * 4
     network = model.patcher.model.diffusion_model
     for p in network.parameters():
