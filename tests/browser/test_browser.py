@@ -62,13 +62,20 @@ if not os.environ.get("FORESIGHT_EVERY_FRONTEND"):
     PAIRS = [PAIRS[0], PAIRS[-1]]  # classic on the pinned one, Nodes 2.0 on the newest
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
-def page(request, browser):
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def opened(request, browser):
+    """A page that one test after another works in, as a user does."""
     renderer, which = request.param
-    opened = Page(browser, request.getfixturevalue(which), renderer)
-    opened.renderer = renderer
+    page = Page(browser, request.getfixturevalue(which), renderer)
+    page.renderer = renderer
+    yield page
+    page.page.close()
+
+
+@pytest.fixture
+def page(opened):
+    opened.errors.clear()
     yield opened
-    opened.page.close()
     assert not opened.errors
 
 

@@ -177,15 +177,10 @@ class SamplerRun:
             return tuple(made)
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        changing = (
-            active_conds(guider.conds, self._level),
-            self._numbers.changes,
-            self._edges.sides(options, self._level),
-        )
-        signature = x.shape, x.dtype, x.device, len(functions), *changing
-        outputs = self._run.output(
-            "denoised", signature, compute, x.device, functools.partial(_noise_in, parts, self._level)
-        )
+        active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level)
+        signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
+        unit = functools.partial(_noise_in, parts, self._level)
+        outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
