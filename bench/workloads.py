@@ -56,7 +56,7 @@ WORKLOADS = (
     Workload("euler 20", "euler", (20,), 5.0),
     Workload("uni_pc 20", "uni_pc", (20,), 8.0),
     Workload("res_multistep 20", "res_multistep", (20,), 12.0),
-    Workload("euler_ancestral 20", "euler_ancestral", (20,), 5.0, whole=False),
+    Workload("euler_ancestral 20", "euler_ancestral", (20,), 5.0, models=SMALL[:1], whole=False),
     Workload("euler 10 + 10", "euler", (10, 10), 5.0, models=("experts",)),
     Workload("euler 8", "euler", (8,), 5.0, cfg=1.0, models=("distilled",), compared_at=1.5),
     Workload("euler 4", "euler", (4,), 5.0, cfg=1.0, models=("distilled",), compared_at=4 / 3),

@@ -269,6 +269,22 @@ def test_both_hosts_run_every_workload_alike(sampler, stages, cfg, tmp_path, mon
 
 
 @pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
+def test_the_second_stage_goes_on_from_the_first_as_it_does_for_a_user(monkeypatch, one_thread):
+    """Where nobody goes on from it, the last step of a stage is computed."""
+    from bench import jobs, peers
+
+    monkeypatch.setitem(workloads.NETWORKS, "pair", ("wan", "wan_deep"))
+    demo, _ = jobs.both_hosts("pair")
+    workload = Workload("short", "euler", (5, 5), 5.0, cfg=1.0)
+    patched = [peers.foresight(demo, p, {"method": "forecast", "threshold": 2.0}) for p in demo.plain(workload.shift)]
+    demo.sample(patched, "red ball moving up", 5, workload)
+    last_of_first, _ = (run["evaluations"][-1] for run in demo.newest_runs(2))
+    assert sum(last_of_first["reused"])
+    demo.sample([patched[0]], "red ball moving up", 5, Workload("alone", "euler", (5,), 5.0, cfg=1.0))
+    assert not sum(demo.newest_run()["evaluations"][-1]["reused"])
+
+
+@pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
 def test_the_sampling_check_decides_the_same_with_the_same_rows():
     from bench import jobs, sampling_check
 
