@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .guidance import Guidance
+from .guidance import Guidance, cancels
 from .history import LOUDEST, quieted
 from .moves import Move
 from .pooled import MOST_PLACES, Pool
@@ -41,13 +41,14 @@ class Blend:
     Args:
         flow: The model is a flow model, and its outputs are denoised latents.
         places: How many processes may have streams of it, see `agreement.Worst`; 0 where this is the only one.
+        several: The latent has several parts, not several items in a list.
 
     Attributes:
         told: What these are told of the evaluation that `judge` was asked about; empty where nothing is known.
     """
 
-    def __init__(self, flow: bool, places: int = 0):
-        self._flow = flow
+    def __init__(self, flow: bool, places: int = 0, several: bool = False):
+        self._flow, self._several = flow, several
         self._level: float | None = None
         self._x: Tensors = ()
         self._noise: float | None = None
@@ -79,7 +80,7 @@ class Blend:
             noise: Rms of the noise in the latent, if that is known.
         """
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
-        self._noise = noise if self._flow and len(x) > 1 else None
+        self._noise = noise or None if self._flow and self._several else None
         self._copied, self.errors, self.told = False, [], []
 
     def note(self, given: Tensors, missed: Tensors | None) -> None:
@@ -168,7 +169,7 @@ class Blend:
 
     def quieted(self, units: Tensors) -> Tensors:
         """What the errors of the blend are measured in, of its units."""
-        return units if self._noise is None else quieted(units, self._noise)
+        return units if self._noise is None else quieted(units, [self._noise] * len(units))
 
     def judge_pooled(self, slots: torch.Tensor) -> tuple[Move, list[float]] | None:
         """The move and the errors, where they follow from what all processes have told; see `Pool.judge`."""
@@ -201,6 +202,8 @@ class Blend:
             if len(weights) < len(items) or any(len(w) != len(streams) for w in weights):
                 return None
             if self._noise is not None:  # `quieted` compares with the noise, not with the noise that a step removes
+                if any(cancels(w) for w in weights):
+                    return None
                 weights = [w / w.sum() for w in weights]
             of_stream = torch.stack(weights).T.to(streams[0][part].device, torch.float32)  # (streams, items)
             rows = (w.view(-1, *[1] * (x[part].ndim - 1)) * x[part] for w, x in zip(of_stream, streams, strict=True))

@@ -97,6 +97,11 @@ def _by_part(errors: Sequence[float | None], items: Sequence[int]) -> list[float
     return [max(known)] if known else []
 
 
+def cancels(w: torch.Tensor) -> bool:
+    """Whether weights add up to next to nothing, so that nothing is a blend of theirs."""
+    return not abs(float(w.sum())) > 1e-3 * float(w.abs().sum())
+
+
 def _error(
     weights: tuple[float, torch.Tensor] | None, gram: torch.Tensor, missed: torch.Tensor, most: float
 ) -> float | None:
@@ -104,7 +109,9 @@ def _error(
     if weights is None or not missed.numel() or len(weights[1]) != len(missed):
         return None
     w = weights[1]
-    taken = min(float(w @ gram[2:, 2:] @ w), most * float(w.sum()) ** 2)
+    taken = float(w @ gram[2:, 2:] @ w)
+    if most < math.inf and not cancels(w):
+        taken = min(taken, most * float(w.sum()) ** 2)
     return math.sqrt(max(0.0, float(w @ missed @ w)) / taken) if taken > 0 else None
 
 

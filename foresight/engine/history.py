@@ -160,7 +160,7 @@ def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
     return torch.stack([worst(*pair) for pair in zip(missed, unit, strict=True)]).sqrt()
 
 
-def quieted(unit: Tensors, noise: float) -> Tensors:
+def quieted(unit: Tensors, noise: Sequence[float]) -> Tensors:
     """What errors in the parts of a latent are measured in: their `unit`, but at most `LOUDEST` times the noise, rms.
 
     One part (the sound of a video) may have much larger values than the others. Measured in its own size, it would be
@@ -168,11 +168,13 @@ def quieted(unit: Tensors, noise: float) -> Tensors:
 
     Args:
         unit: x - D of every part, batch first.
-        noise: Rms of the noise in the latent.
+        noise: Rms of the noise in each, times the scale at which the part is carried.
     """
     sizes = (x.float().flatten(1).square().mean(1).sqrt().view(-1, *[1] * (x.ndim - 1)) for x in unit)
-    most = LOUDEST * noise
-    return tuple(x * (most / size.clamp_min(1e-12)).clamp_max(1.0) for x, size in zip(unit, sizes, strict=True))
+    return tuple(
+        x * (LOUDEST * rms / size.clamp_min(1e-12)).clamp_max(1.0) if rms else x
+        for x, size, rms in zip(unit, sizes, noise, strict=True)
+    )
 
 
 def by_part(outputs: Sequence[Sequence[float]], parts: int) -> list[float]:

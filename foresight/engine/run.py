@@ -69,7 +69,7 @@ class Run(Restarts, Holding):
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
         self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
-        blend = Blend(noise is not None, worst.places if worst is not None else 0) if blended else None
+        blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
         lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None, max(1, len(parts)))
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)

@@ -68,15 +68,16 @@ def opened(request, browser):
     renderer, which = request.param
     page = Page(browser, request.getfixturevalue(which), renderer)
     page.renderer = renderer
+    assert not page.errors  # of the pack being loaded
     yield page
     page.page.close()
 
 
 @pytest.fixture
 def page(opened):
-    opened.errors.clear()
     yield opened
-    assert not opened.errors
+    errors, opened.errors = opened.errors, []
+    assert not errors
 
 
 PROMPTS: dict[str, dict] = {}  # of the first renderer and frontend, by workflow

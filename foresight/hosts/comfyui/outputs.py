@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ...engine.history import quieted
 from ...engine.tensors import Tensors
 
 POST_CFG = "sampler_post_cfg_function"
@@ -16,9 +17,12 @@ class Parts:
 
     Args:
         shapes: Of the parts, each with the batch first.
+        audio_scale: How many times its own size the audio has beside the video (4 for MiniMax H3, whose audio has less
+            noise than its video in the same step).
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]] | None):
+    def __init__(self, shapes: Sequence[Sequence[int]] | None, audio_scale: float = 1.0):
+        self._audio_scale = audio_scale
         self._sizes = [math.prod(shape[1:]) for shape in shapes or ()]
         self._dims = [len(shape) for shape in shapes or ()]
 
@@ -33,6 +37,19 @@ class Parts:
         """The parts as views, one where the latent is not packed."""
         together = len(self._sizes) > 1 and packed.shape[-1] == sum(self._sizes)
         return packed.split(self._sizes, -1) if together else (packed,)
+
+    def unit(self, latent: Tensors, level: float, outputs: Tensors) -> Tensors:
+        """What errors in outputs are measured in: what each takes away from its part of the latent (see `quieted`).
+
+        Args:
+            latent: The parts of the sampler's latent, in which the noise has an rms of `level`.
+            outputs: One or several of each part, in turn.
+        """
+        found = tuple(latent[i % len(latent)] - output for i, output in enumerate(outputs))
+        if len(latent) == 1:
+            return found
+        noise = [level * (self._audio_scale if name == "audio" else 1.0) for name in self.names]
+        return quieted(found, [noise[i % len(latent)] for i in range(len(found))])
 
     def join(self, parts: Tensors) -> Tensors:
         """The packed latents that these are the parts of, in turn."""

@@ -12,7 +12,6 @@ import torch
 
 from ...engine import Config, Run, RunStats
 from ...engine.compiler import outside_graphs
-from ...engine.history import quieted
 from ...engine.stages import Stage
 from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
@@ -71,7 +70,8 @@ class SamplerRun:
         levels = Levels(model_sampling)
         highest = levels.sigma(config.start_percent) if config.start_percent > 0 else math.inf
         lowest = levels.sigma(config.end_percent) if config.end_percent < 1 else -math.inf
-        self._keys, self._parts, self._functions = StreamKeys(), Parts(shapes), SamplerFunctions()
+        self._keys, self._functions = StreamKeys(), SamplerFunctions()
+        self._parts = Parts(shapes, getattr(model_sampling, "audio_scale", 1.0))
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
         self._run = Run(
@@ -179,7 +179,7 @@ class SamplerRun:
         # behind the guider there is one output, whatever the conds, windows and passes
         active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level)
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
-        unit = functools.partial(_noise_in, parts, self._level)
+        unit = functools.partial(self._parts.unit, parts, self._level)
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
@@ -248,12 +248,6 @@ class SamplerRun:
         if family.prefetches and self._run.kind == "reuse":
             options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
         return family, stack, keys
-
-
-def _noise_in(parts: Tensors, level: float, outputs: Tensors) -> Tensors:
-    """What each output takes away from its part of the latent; there may be several outputs of a part."""
-    found = tuple(parts[i % len(parts)] - output for i, output in enumerate(outputs))
-    return quieted(found, level) if len(parts) > 1 else found
 
 
 def _flow_noise(sigma: float) -> float:

@@ -189,7 +189,7 @@ class ForesightHook(ModelHook):
         sigma = None
         if self._family.flow and self._last_level is not None:
             sigma = self._share(self._last_level) * (-1 if self._rises else 1)
-        return View(latents, self._latents.conds(name, latents), sigma)
+        return View(latents, self._latents.conds(name, latents), sigma, several=len(self._parts) > 1)
 
     @outside_graphs()
     def _seen(self, name: str, result: object, view: View, computed: list) -> Tensors:

@@ -4,6 +4,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ...engine.compiler import outside_graphs
+from ...engine.history import quieted
 from ...engine.tensors import Tensors
 
 
@@ -41,10 +42,11 @@ class View:
         latents: The call's own.
         conds: How many of them are stacked.
         sigma: Share of noise for a flow model, with the sign that its velocity has; None for other models.
+        several: The latents are parts of one (video, audio), and no items of a batch.
     """
 
-    def __init__(self, latents: Tensors, conds: int, sigma: float | None):
-        self._latents, self._conds, self._sigma = latents, conds, sigma
+    def __init__(self, latents: Tensors, conds: int, sigma: float | None, several: bool = False):
+        self._latents, self._conds, self._sigma, self._several = latents, conds, sigma, several
         self._fits = True
 
     def fits(self, tensors: Tensors) -> bool:
@@ -79,7 +81,8 @@ class View:
         if self._sigma is None or not self._fits:
             return outputs
         noisy = self._per_cond(self._latents)
-        return tuple(x[tuple(map(slice, d.shape))].float() - d for x, d in zip(noisy, outputs, strict=True))
+        found = tuple(x[tuple(map(slice, d.shape))].float() - d for x, d in zip(noisy, outputs, strict=True))
+        return quieted(found, [abs(self._sigma)] * len(found)) if self._several else found
 
     def returned(self, outputs: Tensors) -> Tensors:
         """What the model would have returned: the reverse of `seen`."""

@@ -10,6 +10,7 @@ from foresight.engine import Run
 from foresight.engine.agreement import OPINIONS
 from foresight.engine.blend import GUIDED, Blend
 from foresight.engine.evidence import Evidence
+from foresight.engine.guidance import cancels
 from foresight.engine.history import LOUDEST, by_part, quieted
 from foresight.engine.moves import Move
 from foresight.engine.stats import Evaluation
@@ -127,10 +128,11 @@ def test_each_part_needs_no_further_read_of_the_device(monkeypatch):
 def test_no_part_is_measured_in_more_than_the_noise():
     """One item of the audio is louder than the noise, which is 0.5; what is not stays as it is."""
     video, audio = torch.full((2, 4, 5), 0.59), torch.tensor([[0.1] * 8, [-30.0] * 8])
-    quiet, loud = quieted((video, audio), 0.5)
+    quiet, loud = quieted((video, audio), [0.5, 0.5])
     assert torch.equal(quiet, video) and torch.equal(loud[0], audio[0])
     torch.testing.assert_close(loud[1], torch.full((8,), -1.2 * 0.5))
-    assert all(x.isfinite().all() for x in quieted((torch.zeros(1, 3), video), 0.0))
+    nothing, without_noise = quieted((torch.zeros(1, 3), video), [0.5, 0.0])
+    assert not nothing.any() and torch.equal(without_noise, video)  # at the very end there is no noise to compare with
 
 
 # ---- what belongs to which part
@@ -154,13 +156,13 @@ def test_an_error_that_is_no_number_is_not_lost_among_others(outputs):
 # ---- where the sampler is given a blend
 
 
-def blended(fixed=False, noise=None, shapes=((2, 512), (2, 64))):
+def blended(fixed=False, noise=None, shapes=((2, 512), (2, 64)), several=True):
     """A blend of two conds, u + 3 (c - u), over these parts, and what each part of it is off."""
     g = torch.Generator().manual_seed(0)
     x = [torch.randn(shape, generator=g) for shape in shapes]
     units = [[torch.randn(t.shape, generator=g) for t in x] for _ in range(2)]
     missed = [[size * torch.randn(t.shape, generator=g) for t, size in zip(x, (0.01, 0.2), strict=False)] for _ in "uc"]
-    blend = Blend(flow=True)
+    blend = Blend(flow=True, several=several and len(x) > 1)
     blend.begin(1.0, tuple(x), None, noise)
     for unit, lost in zip(units, missed, strict=True):
         blend.note(tuple(y - r for y, r in zip(x, unit, strict=True)), tuple(lost))
@@ -169,7 +171,7 @@ def blended(fixed=False, noise=None, shapes=((2, 512), (2, 64))):
     if fixed:
         after[1] = x[1]
     blend.judge(blend.measure(tuple(after)).tolist(), 0.9)
-    limit = math.inf if noise is None or len(x) == 1 else LOUDEST * noise
+    limit = LOUDEST * noise if noise is not None and several and len(x) > 1 else math.inf
     return blend, [float((norm(a) / norm(b).clamp_max(limit)).max()) for a, b in zip(m, r, strict=True)]
 
 
@@ -193,6 +195,23 @@ def test_a_blend_is_measured_in_no_more_than_the_noise(noise):
     assert (errors[1] > 1.1 * blended()[1][1]) == (noise < 3)
     one, of_one = blended(noise=noise, shapes=((2, 512),))
     assert one.guided([1.0], 2) == pytest.approx(of_one, rel=1e-3) and of_one == blended(shapes=((2, 512),))[1]
+    items, of_items = blended(noise=noise, several=False)  # a list of latents of different sizes, as Z-Image takes it
+    assert items.guided([1.0, 1.0], 2) == pytest.approx(of_items, rel=1e-3) and of_items == blended()[1]
+
+
+def test_a_run_knows_parts_from_the_items_of_a_list():
+    blends = [
+        Run(CONFIG, schedule=SIGMAS, noise=lambda sigma: sigma, blended=True, parts=parts)._policy.resources.blend
+        for parts in (NAMES, ())
+    ]
+    for blend in blends:
+        blend.begin(1.0, (noise(0), noise(1)), None, 0.5)
+    parts, items = (blend.quieted((torch.full((1, 4), 9.0),) * 2) for blend in blends)
+    assert parts[0].max() == pytest.approx(0.6) and items[0].max() == 9
+
+
+def test_weights_that_cancel_say_nothing_of_a_blend():
+    assert cancels(torch.zeros(2)) and cancels(torch.tensor([1.0, -1.0])) and not cancels(torch.tensor([-2.0, 3.0]))
 
 
 def test_where_a_part_does_not_move_its_error_is_not_known():

@@ -77,7 +77,7 @@ class Case:
 
     def blend(self, streams, places, missed=True):
         """What a process knows that has these streams, and the move that it sees."""
-        blend = Blend(self.flow, places)
+        blend = Blend(self.flow, places, several=len(self.x) > 1)
         blend.begin(1.0, tuple(self.x), None, self.limit)
         for k in streams:
             units = self.units[k]

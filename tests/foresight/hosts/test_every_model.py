@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.utils
 
@@ -197,17 +198,33 @@ def test_audio_that_changes_faster_than_its_video(runs):
     assert "LTX-2: forecasts of what was computed missed at most: video " in table
 
 
-@pytest.mark.parametrize(("size", "least"), [(1, 15), (20, 10), (60, 0)])
-def test_a_sound_much_larger_than_its_noise_is_no_further_off(size, least, runs):
-    """Its values are 1, 3 and 9 times the noise's. Measured in their own size, its error was 0.2, 2.3 and 4.2 %."""
-    model, video = MODELS["ltx_2"](), 16 * 3 * 4 * 4
+def loud_ltx_2(size: float):
+    """LTX-2 whose sound has much larger values than its noise."""
+    model = MODELS["ltx_2"]()
     network = model.patcher.model.diffusion_model
     for p in network.parameters():
         p.data *= 0.4
     network.audio_proj_out.weight.data *= size
+    return model
+
+
+@pytest.mark.parametrize(("size", "least"), [(1, 15), (20, 10), (60, 0)])
+def test_a_sound_much_larger_than_its_noise_is_no_further_off(size, least, runs):
+    """Its values are 1, 3 and 9 times the noise's. Measured in their own size, its error was 0.2, 2.3 and 4.2 %."""
+    model, video = loud_ltx_2(size), 16 * 3 * 4 * 4
     plain = sample(model, model.patcher, steps=30)[:, video:]
     sound = sample(model, apply_foresight(model.patcher, ForecastConfig(threshold=1.0)), steps=30)[:, video:]
     assert (sound - plain).norm() <= 0.015 * plain.norm() and runs[0].reused >= least
+
+
+def test_a_sound_that_is_carried_at_a_larger_scale_is_measured_at_that_scale(runs):
+    """As core does with that of MiniMax H3, which says so."""
+    assert comfy.model_sampling.ModelSamplingAV.audio_scale
+    for scale in (1.0, 9.0):
+        model = loud_ltx_2(60)
+        model.patcher.model.model_sampling.audio_scale = scale
+        sample(model, apply_foresight(model.patcher, ForecastConfig(threshold=1.0)), steps=30)
+    assert runs[1].reused > runs[0].reused + 3
 
 
 def test_parts_of_which_nobody_knows_what_they_are_have_numbers():
@@ -215,6 +232,17 @@ def test_parts_of_which_nobody_knows_what_they_are_have_numbers():
     assert names == [(), (), ("video", "audio")]
     assert Parts([(1, 64, 16), (1, 1, 8)]).names == ("part 1", "part 2")  # points and a camera, as TripoSplat has
     assert Parts([(1, 4, 3, 4, 4)] * 3).names == ("part 1", "part 2", "part 3")
+
+
+def test_what_the_errors_of_parts_are_measured_in():
+    """No more than 1.2 times the noise, 0.5 here, at the scale at which the part is carried; CFG++ has two outputs."""
+    latent = torch.zeros(1, 16, 3, 4, 4), torch.zeros(1, 8, 16)
+    outputs = torch.full((1, 16, 3, 4, 4), 3.0), torch.full((1, 8, 16), 2.0)
+    for scale, expected in ((1.0, [0.6, 0.6]), (4.0, [0.6, 2.0])):
+        parts = Parts([x.shape for x in latent], scale)
+        found = parts.unit(latent, 0.5, outputs * 2)
+        assert [float(x.abs().mean()) for x in found] == pytest.approx(expected * 2)
+    assert float(Parts(None).unit(latent[:1], 0.5, outputs[:1])[0].abs().mean()) == 3.0
 
 
 # ---- an image model's own ways to be sampled
