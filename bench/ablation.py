@@ -1,10 +1,11 @@
-"""What each part of the method "forecast" is worth: one taken away at a time. `python -m bench.ablation`, 5 minutes.
+"""What each part of the method "forecast" is worth: one taken away at a time. `python -m bench.ablation`, 10 minutes.
 
 Every variant sweeps the threshold on the prompts that settings are chosen on; PSNR is read off its front at the same
 speed-up by evaluations, so that a variant that computes more often is not taken for a better one.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -16,16 +17,21 @@ from pathlib import Path
 from foresight import ForecastConfig
 from foresight.engine.forecast import Forecast
 from foresight.engine.history import History
+from foresight.engine.stages import Stage
 
 from .forced import errors_of, settings_of
 from .fronts import SAME, front
-from .models import MODELS
+from .workloads import BY_NAME, NETWORKS, SMALL, Workload
 
 RESULT = Path(__file__).with_name("results") / "ablation.json"
 NOTES, PLACE = Path(__file__).with_name("NOTES.md"), "<!-- made by python -m bench.ablation -->"
-SETTINGS = (("euler", 50), ("euler", 20))
 THRESHOLDS = (0.3, 0.5, 0.8, 1.3)
-SPEEDUPS = {50: (3.0, 4.0), 20: (1.75, 2.25)}  # at which PSNR is compared
+SPEEDUPS = {  # by workload, at which PSNR is compared
+    "euler 50": (3.0, 4.0),
+    "euler 20": (1.75, 2.25),
+    "res_multistep 20": (2.0, 2.5),
+    "euler 10 + 10": (1.75, 2.25),
+}
 
 
 class UncorrectedHistory(History):
@@ -39,6 +45,13 @@ class Uncorrected(Forecast):
     """Nothing is paid back, and no sampler is started again."""
 
     history, replays = UncorrectedHistory, False
+
+
+class WithoutHandOver(Forecast):
+    """The first of two stages finishes its end, and the second begins from nothing."""
+
+    def __init__(self, config, steps, resources):
+        super().__init__(config, steps, dataclasses.replace(resources, stage=Stage()))
 
 
 class Repeating(History):
@@ -86,7 +99,8 @@ class LastUnprotected(Forecast):
 
 VARIANTS = {
     "the method": Forecast,
-    "no correction": Uncorrected,
+    "no correction (nothing paid back, no replay)": Uncorrected,
+    "no hand-over between two stages": WithoutHandOver,
     "no plan: every 2nd to 5th step": Clock,
     "no evidence": WithoutEvidence,
     "repeats the last output (order 0)": _with_history(Repeating),
@@ -98,14 +112,14 @@ _SETTINGS = {name: settings_of(variant, ForecastConfig) for name, variant in VAR
 
 
 @functools.lru_cache
-def _plain(model: str, prompt: str, seed: int, sampler: str, steps: int):
+def _plain(model: str, prompt: str, seed: int, workload: Workload):
     from .jobs import both_hosts
 
     demo, _ = both_hosts(model)
-    return demo.measure(demo.model, prompt, seed, sampler, steps)[0]
+    return demo.sample(demo.plain(workload.shift), prompt, seed, workload)[0]
 
 
-def points(name: str, model: str, sampler: str, steps: int, prompts) -> list[tuple[float, float]]:
+def points(name: str, model: str, workload: Workload, prompts) -> list[tuple[float, float]]:
     """(speed-up by evaluations, PSNR) of a variant at every threshold, means over the prompts."""
     from .jobs import both_hosts, compare
 
@@ -114,11 +128,12 @@ def points(name: str, model: str, sampler: str, steps: int, prompts) -> list[tup
     for threshold in THRESHOLDS:
         shares, quality = [], []
         for prompt, seed in prompts:
-            patched = demo.apply(demo.model, _SETTINGS[name](threshold=threshold))
-            clip, _ = demo.measure(patched, prompt, seed, sampler, steps)
-            run = demo.newest_run()
-            shares.append(1 - run["reuse_ratio"])
-            quality.append(compare(_plain(model, prompt, seed, sampler, steps), clip, prompt)["psnr"])
+            settings = _SETTINGS[name](threshold=threshold)
+            patched = [demo.apply(patcher, settings) for patcher in demo.plain(workload.shift)]
+            clip, _ = demo.sample(patched, prompt, seed, workload)
+            runs = demo.newest_runs(len(patched))
+            shares.append(1 - sum(run["reused"] for run in runs) / sum(run["total"] for run in runs))
+            quality.append(compare(_plain(model, prompt, seed, workload), clip, prompt)["psnr"])
         found.append((1 / statistics.mean(shares), statistics.mean(quality)))
     return found
 
@@ -134,21 +149,22 @@ def psnr_at(found: list[tuple[float, float]], speedup: float) -> float | None:
 
 def _one(name: str, model: str, prompts) -> list[dict]:
     rows = []
-    for sampler, steps in SETTINGS:
-        found = points(name, model, sampler, steps, prompts)
-        at = {str(speedup): psnr_at(found, speedup) for speedup in SPEEDUPS[steps]}
-        rows.append({"variant": name, "model": model, "sampler": sampler, "steps": steps, "points": found, "at": at})
+    for workload, speedups in SPEEDUPS.items():
+        if model in BY_NAME[workload].models:
+            found = points(name, model, BY_NAME[workload], prompts)
+            at = {str(speedup): psnr_at(found, speedup) for speedup in speedups}
+            rows.append({"variant": name, "model": model, "workload": workload, "points": found, "at": at})
     return rows
 
 
 def markdown(rows: list[dict]) -> str:
-    """PSNR of every variant at the speed-ups of each setting, "-" where its front does not reach."""
-    columns = [(m, s, x) for m in dict.fromkeys(r["model"] for r in rows) for _, s in SETTINGS for x in SPEEDUPS[s]]
-    lines = ["| | " + " | ".join(f"{m}, {s} steps, {x:g}x" for m, s, x in columns) + " |"]
+    """PSNR of every variant at the speed-ups of each workload, "-" where its front does not reach."""
+    columns = list(dict.fromkeys((r["model"], r["workload"], x) for r in rows for x in SPEEDUPS[r["workload"]]))
+    lines = ["| | " + " | ".join(f"{m}, {w}, {x:g}x" for m, w, x in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name in VARIANTS:
-        at = {(r["model"], r["steps"], x): r["at"][str(x)] for r in rows if r["variant"] == name
-              for x in SPEEDUPS[r["steps"]]}  # fmt: skip
+        at = {(r["model"], r["workload"], float(x)): value for r in rows if r["variant"] == name
+              for x, value in r["at"].items()}  # fmt: skip
         cells = ("-" if at.get(c) is None else f"{at[c]:.1f}" for c in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -159,7 +175,7 @@ def main() -> None:
     from .quality import PROMPTS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["wan", "wan_deep"])
+    parser.add_argument("--models", nargs="+", choices=[*SMALL, *NETWORKS], default=["wan", "wan_deep", "experts"])
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
@@ -175,8 +191,9 @@ def main() -> None:
             rows = [row for future in waiting for row in future.result()]
         RESULT.write_text(json.dumps({"prompts": chosen, "rows": rows}, indent=1) + "\n")
     text = markdown(json.loads(RESULT.read_text())["rows"])
-    head = NOTES.read_text().split(PLACE)[0]
-    NOTES.write_text(f"{head}{PLACE}\n\n{text}\n")
+    head, rest = NOTES.read_text().split(PLACE)
+    below = rest.split("\n\n", 2)[2]  # behind the table that is there
+    NOTES.write_text(f"{head}{PLACE}\n\n{text}\n\n{below}")
     print(text)
 
 
