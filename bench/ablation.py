@@ -21,7 +21,7 @@ from foresight.engine.stages import Stage
 
 from .forced import errors_of, settings_of
 from .fronts import SAME, front
-from .workloads import BY_NAME, NETWORKS, SMALL, Workload
+from .workloads import BY_NAME, Workload
 
 RESULT = Path(__file__).with_name("results") / "ablation.json"
 NOTES, PLACE = Path(__file__).with_name("NOTES.md"), "<!-- made by python -m bench.ablation -->"
@@ -132,7 +132,8 @@ def points(name: str, model: str, workload: Workload, prompts) -> list[tuple[flo
             patched = [demo.apply(patcher, settings) for patcher in demo.plain(workload.shift)]
             clip, _ = demo.sample(patched, prompt, seed, workload)
             runs = demo.newest_runs(len(patched))
-            shares.append(1 - sum(run["reused"] for run in runs) / sum(run["total"] for run in runs))
+            left_out = sum(run["reused"] - run["taken_back"] for run in runs)  # what was taken back was computed, too
+            shares.append(1 - left_out / sum(run["total"] for run in runs))
             quality.append(compare(_plain(model, prompt, seed, workload), clip, prompt)["psnr"])
         found.append((1 / statistics.mean(shares), statistics.mean(quality)))
     return found
@@ -174,8 +175,9 @@ def main() -> None:
     from . import jobs
     from .quality import PROMPTS
 
+    models = ["wan", "wan_deep", "experts"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=[*SMALL, *NETWORKS], default=["wan", "wan_deep", "experts"])
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(

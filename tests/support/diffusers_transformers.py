@@ -307,7 +307,7 @@ def minimax_h3():
         model,
         (1, 48, 16),
         lambda x, t, return_dict=False: model(
-            hidden_states=x, audio_hidden_states=audio, encoder_hidden_states=TEXT, timestep=t / 1000,
+            hidden_states=x, audio_hidden_states=audio, encoder_hidden_states=TEXT, timestep=1 - t / 1000,
             timestep_indices=torch.zeros(59, dtype=torch.long), token_tags=tags,
             position_ids=torch.arange(59)[:, None].expand(-1, 3), **indices, return_dict=return_dict,
         ),

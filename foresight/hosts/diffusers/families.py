@@ -143,6 +143,7 @@ FAMILIES = (
         _D + "transformer_minimax_h3.MiniMaxH3Transformer3DModel",
         _TRANSFORMER_BLOCKS,
         batch_dim=None,
+        rises=1.0,
         also=(_XFUSER + "transformer_minimax_h3.xFuserMiniMaxH3Transformer3DWrapper",),
     ),
 )

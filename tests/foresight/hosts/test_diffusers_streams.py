@@ -16,7 +16,7 @@ from foresight.hosts.diffusers import apply_foresight, families
 from foresight.hosts.diffusers.latents import Latents, channels_of, conds_in, latents_of
 from foresight.hosts.diffusers.streams import Streams
 from support.diffusers_models import seeded
-from support.diffusers_transformers import TRANSFORMERS, mochi, wan
+from support.diffusers_transformers import TRANSFORMERS, minimax_h3, mochi, wan
 
 STEPS = 14
 TEXTS = ("encoder_hidden_states", "input_ids")
@@ -223,6 +223,40 @@ def test_mochi_s_timestep_rises_and_yet_it_is_one_run():
     handle.remove()
     assert len(handle.stats.evaluations) == STEPS
     assert handle.stats.evaluations[0].level == 1000 and handle.stats.reused
+
+
+def test_minimax_h3_on_its_own_schedulers_is_one_run():
+    """Its timestep rises from 0 to 1 and its velocity leads to the video; video and audio have a schedule each."""
+    h3, steps = minimax_h3(), 20
+    for p in h3.model.parameters():
+        p.data *= 0.3  # so that outputs change little from step to step
+    given = arguments_of(h3, seeded(*h3.latent, seed=3), torch.tensor([1000.0]))
+    names = "hidden_states", "audio_hidden_states"
+    schedulers = [diffusers.MiniMaxH3Scheduler(shift=shift) for shift in (12.0, 3.0)]
+
+    def sampled():
+        for scheduler in schedulers:
+            scheduler.set_timesteps(steps + 1)
+        x = {name: given[name].clone() for name in names}
+        rows = torch.cat([torch.zeros(54), torch.ones(5)]).long()  # text and video, audio
+        with torch.no_grad():
+            for times in zip(*(scheduler.timesteps for scheduler in schedulers), strict=True):
+                order = torch.stack(times).sort().indices
+                moment = {"timestep": torch.stack(times)[order], "timestep_indices": order.argsort()[rows]}
+                out = h3.model(**{**given, **x, **moment, "return_dict": False})
+                for name, scheduler, t, v in zip(names, schedulers, times, out, strict=True):
+                    x[name] = scheduler.step(v, t, x[name], return_dict=False)[0]
+        return x
+
+    plain = sampled()
+    handle = apply_foresight(h3.model, ForecastConfig(threshold=1.0), steps=steps)
+    ours = sampled()
+    handle.remove()
+    stats = handle.stats
+    assert len(stats.evaluations) == steps and stats.parts == ("video", "audio") and stats.reused > steps / 3
+    assert [e.level for e in stats.evaluations] == pytest.approx(schedulers[0].sigmas[:-1].tolist(), abs=1e-6)
+    for name in names:
+        assert (ours[name] - plain[name]).norm() < 0.05 * plain[name].norm()
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 3, 8, 6, 6)], ids=["InstructPix2Pix", "SVD"])
