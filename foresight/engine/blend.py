@@ -80,7 +80,8 @@ class Blend:
             noise: Rms of the noise in the latent, if that is known.
         """
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
-        self._noise = noise or None if self._flow and self._several else None
+        limited = self._flow and self._several and noise  # without noise, as at the very end, there is nothing to go by
+        self._noise = noise if limited else None
         self._copied, self.errors, self.told = False, [], []
 
     def note(self, given: Tensors, missed: Tensors | None) -> None:

@@ -13,7 +13,7 @@ from .schedule import Place
 from .tensors import Tensors
 
 DAMPING = 8.0  # steps at which a forecast takes half of the slope
-LOUDEST = 1.2  # of what an error is measured in where a latent has several parts, over their noise
+LOUDEST = 1.2  # times its noise: at most in this is the error of one of several parts measured
 
 
 class History:

@@ -14,6 +14,7 @@ from foresight import ForecastConfig, PaperConfig
 from foresight.hosts import blocks
 from foresight.hosts.diffusers import apply_foresight, families
 from foresight.hosts.diffusers.latents import Latents, channels_of, conds_in, latents_of
+from foresight.hosts.diffusers.outputs import View
 from foresight.hosts.diffusers.streams import Streams
 from support.diffusers_models import seeded
 from support.diffusers_transformers import TRANSFORMERS, minimax_h3, mochi, wan
@@ -223,6 +224,16 @@ def test_mochi_s_timestep_rises_and_yet_it_is_one_run():
     handle.remove()
     assert len(handle.stats.evaluations) == STEPS
     assert handle.stats.evaluations[0].level == 1000 and handle.stats.reused
+
+
+def test_only_parts_are_measured_in_no_more_than_the_noise():
+    """Several latents may be the items of a list, as Z-Image takes them: those are measured in their own size."""
+    latents, outputs = tuple(torch.zeros(1, 4, 8) for _ in "ab"), tuple(torch.full((1, 4, 8), 3.0) for _ in "ab")
+    for several, expected in ((False, 3.0), (True, 0.6)):
+        view = View(latents, 1, 0.5, several)
+        assert view.fits(outputs) and [float(x.abs().mean()) for x in view.unit(outputs)] == pytest.approx(
+            [expected] * 2
+        )
 
 
 def test_minimax_h3_on_its_own_schedulers_is_one_run():
