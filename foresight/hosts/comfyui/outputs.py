@@ -17,8 +17,8 @@ class Parts:
 
     Args:
         shapes: Of the parts, each with the batch first.
-        audio_scale: By what ComfyUI has multiplied the audio (4 for MiniMax H3, so that its audio has less noise than its
-            video in the same step).
+        audio_scale: By what ComfyUI has multiplied the audio: 4 for MiniMax H3, so that its audio has less noise than
+            its video in the same step.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]] | None, audio_scale: float = 1.0):
