@@ -103,6 +103,11 @@ class Reference:
         tau = min(max(tau, plan.ENDS), 1 - plan.ENDS)
         return plan.BEND / math.sqrt(tau * (1 - tau))
 
+    @property
+    def whole(self):
+        """How many steps like these a whole run has."""
+        return (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+
     def costs(self, n, m):
         """What leaving out the steps between n and m costs, where outputs bend as expected."""
         s, cost = self.sigmas, 0.0
@@ -176,7 +181,7 @@ class Reference:
         if len(self.known) == 1:
             return self.known[-1][1]
         (u0, d0), (u1, d1) = self.known
-        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1, len(self.sigmas) - 1)
+        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1, self.whole)
 
     def _leave_out(self, x, sigma, u):
         guess = self.line(u)
