@@ -105,8 +105,8 @@ CONTENDERS = (
     Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), peers.static, few=(0, 1, 2)),
     Contender(
         "Foresight forecast", "comfyui", "threshold",
-        _sweep("threshold", 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, method="forecast"),
-        peers.foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 5),
+        _sweep("threshold", 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, method="forecast"),
+        peers.foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 4),
     ),
     Contender(
         "Foresight paper", "comfyui", "R, gamma",
