@@ -18,6 +18,7 @@ since a step takes in as much of its output as it removes noise, and the rest of
 plan minimises the sum of c_k over the steps left out, plus mu for every step computed: computing has to save that much.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -71,6 +72,7 @@ class Planner:
             bend(p.tau) * max(p.share, FLOOR) / max(1 - p.noise, 0.005) ** early for p in places
         ]  # c_k / e_k, times K
         self._longest = min(math.ceil(LONGEST * (whole or self.steps)), most_in_a_row)
+        self.cost = functools.cache(self.cost)  # a run plans again and again, and these stay
 
     def cost(self, n: int, m: int) -> float:
         """The sum of c_k over the steps between n and m, for a scale of 1."""

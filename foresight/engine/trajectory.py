@@ -82,9 +82,8 @@ class Trajectory:
             return
         expected = _off(*self._taus) if sloped else min(_off_held(*self._taus[-2:]), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        bend = min(max(error / expected, 1 / MOST), MOST)
-        self.found = bend
-        self._bent += NEWEST * (math.log(bend) - self._bent)
+        self.found = min(max(error / expected, 1 / MOST), MOST)
+        self._bent += NEWEST * (math.log(self.found) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
