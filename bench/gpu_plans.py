@@ -59,15 +59,9 @@ def table(results: dict) -> str:
         lines.append(f"| {' | '.join([*cells, _computed(row, 50)])} |")
     where = results["machine"]
     host = f"torch {where['torch']}, ComfyUI {where['comfyui']} with DynamicVRAM"
-    then = {steps: {row["plans"][str(steps)] for row in results["models"].values()} for steps in STEPS}
-    computed = ", ".join(f"{' or '.join(map(str, sorted(then[steps])))} of {steps}" for steps in STEPS)
-    now = [planned(steps, results["threshold"]) for steps in STEPS]
-    same = all(n in then[steps] for n, steps in zip(now, STEPS, strict=True))
-    since = "" if same else f"; now {', '.join(map(str, now))}"
     note = (
         f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, for which the plan of threshold "
-        f"{results['threshold']:g} is followed as it was then ({computed} steps computed{since}). "
-        "A real video that changes more than expected computes more."
+        f"{results['threshold']:g} is followed as it is. A real video that changes more than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

@@ -5,7 +5,7 @@ export const PRESETS = [
   { name: "final", threshold: 0.25, about: "For a final video: hardly a difference." },
   { name: "default", threshold: 0.5, about: "To begin with." },
   { name: "preview", threshold: 1, about: "Looking for a seed or a prompt." },
-  { name: "draft", threshold: 2, about: "Rough drafts: differences show." },
+  { name: "draft", threshold: 2, about: "Drafts: differences show." },
 ];
 
 /** The row of buttons of a node; `show` marks the one that its threshold has. */

@@ -1,16 +1,14 @@
 """Which steps are computed: planned from the noise levels before a run, and again after each computed evaluation.
 
 With tau the share of the run that is over (0..1), say that step k is left out between the computed steps n and m.
-Once m is computed, a line between the two tells output k but for (tau_k - tau_n)(tau_m - tau_k) times half of the
+Once m is computed, a line between the two tells output k but for K (tau_k - tau_n)(tau_m - tau_k), K being half of the
 outputs' second derivative. Until then the sampler goes on with a forecast, which misses about
-(tau_k - tau_n)(tau_m - tau_n) times that, and what comes of it is what the model sees next. But outputs are rough: they
-also waver from step to step, so that twice as far away they are off 2.5 times as much, not four times. Together, in
-units of the noise:
+K (tau_k - tau_n)(tau_m - tau_n), and what comes of that is what the model sees next. Together, in units of the noise:
 
-    e_k = K ((tau_k - tau_n) ((tau_m - tau_k) + (tau_m - tau_n)))^(2/3),    K = 0.3 scale / sqrt(tau_k (1 - tau_k))
+    e_k = K (tau_k - tau_n) ((tau_m - tau_k) + (tau_m - tau_n)),    K = CURVATURE scale / ((1 - tau_k) sqrt(tau_k))
 
-Outputs change most at both ends of a run. 0.3 is what trained models show; `scale` is what this run has shown of it
-so far. In the latent, e_k leaves
+Outputs change most at both ends of a run. CURVATURE is what trained models show; `scale` is what this run has shown of
+it so far. In the latent, e_k leaves
 
     c_k = e_k (sigma_k - sigma_(k+1)) / (1 - sigma_k)^0.6,
 
@@ -18,30 +16,23 @@ since a step takes in as much of its output as it removes noise, and the rest of
 plan minimises the sum of c_k over the steps left out, plus mu for every step computed: computing has to save that much.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 from .schedule import Place
 
-BEND = 0.3
-ROUGH = 2 / 3  # power of the product of two distances with which the error of a line grows; 1 if outputs were smooth
+CURVATURE = 1.25
 EARLY = 0.6
 FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is free
-LONGEST = 0.2  # share of the run's steps that may be left out in a row: a line says little about what is further away
+LONGEST = 0.16  # share of the run's steps that may be left out in a row: a line says little about what is further away
 STILL = 1e-4  # share of the run that a step makes at least, for the same reason
-ENDS = 0.1  # share of the run; nearer to its beginning or end, K grows no more
+ENDS = 0.03  # share of the run; nearer to its beginning or end, K grows no more
 
 
-def bend(tau: float) -> float:
+def curvature(tau: float) -> float:
     """K, for a scale of 1."""
     tau = min(max(tau, ENDS), 1 - ENDS)
-    return BEND / math.sqrt(tau * (1 - tau))
-
-
-def rough(product: float) -> float:
-    """What e is K times of, by the product of two distances."""
-    return max(product, STILL**2) ** ROUGH
+    return CURVATURE / ((1 - tau) * math.sqrt(tau))
 
 
 class Planner:
@@ -69,15 +60,14 @@ class Planner:
         *places, _ = places
         self.steps, self._must = len(places), must
         self._weights = [
-            bend(p.tau) * max(p.share, FLOOR) / max(1 - p.noise, 0.005) ** early for p in places
+            curvature(p.tau) * max(p.share, FLOOR) / max(1 - p.noise, 0.005) ** early for p in places
         ]  # c_k / e_k, times K
         self._longest = min(math.ceil(LONGEST * (whole or self.steps)), most_in_a_row)
-        self.cost = functools.cache(self.cost)  # a run plans again and again, and these stay
 
     def cost(self, n: int, m: int) -> float:
         """The sum of c_k over the steps between n and m, for a scale of 1."""
         tau, w = self._tau, self._weights
-        return sum(w[k] * rough((tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])) for k in range(n + 1, m))
+        return sum(w[k] * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n]) for k in range(n + 1, m))
 
     def plan(self, n: int, scale: float, mu: float) -> list[int]:
         """The steps to compute after step n, which is computed."""

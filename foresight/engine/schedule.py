@@ -11,7 +11,6 @@ from .config import Config
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
 AUTO_WARMUP_MIN = 3  # lambda needs two changes, and one is too noisy
-MOST_STEPS = 1000  # of a whole run; no schedule has more
 TYPICAL = 30  # steps of a run, where nobody says how many there are
 
 Phase = Literal["warmup", "before", "within", "after"]
@@ -240,16 +239,6 @@ class Schedule:
             return level - min(0.02 * (self._first or 0.0), level)
         growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
         return max(0.0, level - steps[-1] * growth)
-
-
-def whole_steps(places: Sequence[Place]) -> float:
-    """N: how many steps like these a whole run has, of which a run that begins or ends in the middle is a part.
-
-    Args:
-        places: Where every step stands, and where the run ends.
-    """
-    steps = len(places) - 1
-    return steps / max(places[-1].tau - places[0].tau, steps / MOST_STEPS)
 
 
 def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:

@@ -5,12 +5,13 @@ from collections.abc import Hashable
 
 from .history import History
 from .moves import Move, Track
-from .plan import bend, rough
+from .plan import curvature
 
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
+HARDER = 1.5  # power of the scale: where outputs bend more, the rest of a run also makes more of an error
 LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
 MOST = 32.0  # no measurement counts for more than this factor, up or down
-HELD = 0.46  # error of the first output when it is given again, over `rough` of how far: up to there nothing is unusual
+HELD = 0.1  # error of the first output when it is given again, up to which nothing is unusual
 JUMP = 8.0  # an error this many times the expected one is a jump
 ROUNDING = 0.01  # an error up to this is never a jump
 FAR = 0.5  # one from this on always is
@@ -18,12 +19,7 @@ FAR = 0.5  # one from this on always is
 
 def _off(before: float, n: float, m: float) -> float:
     """What a line through the outputs at `before` and n is expected to be off at m."""
-    return bend((n + m) / 2) * rough((m - n) * (m - before))
-
-
-def _off_held(n: float, m: float) -> float:
-    """What the output at n is off at m at the most, where nothing is unusual."""
-    return HELD * rough(m - n)
+    return curvature((n + m) / 2) * (m - n) * (m - before)
 
 
 class Trajectory:
@@ -78,12 +74,15 @@ class Trajectory:
             self.histories.clear()
             return
         error = max(errors, default=0.0)
-        if not error or len(self._taus) < 2 + sloped:  # 0 is no evidence, see `history.relative`
+        if not error or sloped and len(self._taus) < 3:  # 0 is no evidence, see `history.relative`
             return
-        expected = _off(*self._taus) if sloped else min(_off_held(*self._taus[-2:]), error)
+        expected = min(HELD, error)
+        if sloped:
+            expected = _off(*self._taus)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        self.found = min(max(error / expected, 1 / MOST), MOST)
-        self._bent += NEWEST * (math.log(self.found) - self._bent)
+        bend = min(max(error / expected, 1 / MOST), MOST)
+        self.found = bend**HARDER
+        self._bent += NEWEST * (math.log(bend) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
@@ -107,13 +106,13 @@ class Trajectory:
     @property
     def scale(self) -> float:
         """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
-        return self._bend * self.move.price
+        return self._bend**HARDER * self.move.price
 
     def take_back(self, found: float) -> None:
         """Go back to the computed evaluation before the last one, but with the scale that the last one has shown."""
         for history in self.histories.values():
             history.take_back()
-        self.track, self._bent = Track(), max(self._bent, math.log(found))
+        self.track, self._bent = Track(), max(self._bent, math.log(found) / HARDER)
         self._taus.pop()
         self.begin_gap(self.before, None)
 

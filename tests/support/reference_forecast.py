@@ -19,8 +19,8 @@ from foresight.hosts.comfyui.run import TAKES_BACK
 WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
-def reach(h, steps):
-    return h / (1 + max(h, 0) / (history.DAMPING * steps))
+def reach(h):
+    return h / (1 + max(h, 0) / history.DAMPING)
 
 
 class Again(BaseException):
@@ -101,12 +101,7 @@ class Reference:
 
     def bend(self, tau):
         tau = min(max(tau, plan.ENDS), 1 - plan.ENDS)
-        return plan.BEND / math.sqrt(tau * (1 - tau))
-
-    @property
-    def whole(self):
-        """How many steps like these a whole run has."""
-        return (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+        return plan.CURVATURE / (1 - tau) / math.sqrt(tau)
 
     def costs(self, n, m):
         """What leaving out the steps between n and m costs, where outputs bend as expected."""
@@ -115,8 +110,7 @@ class Reference:
         for k in range(n + 1, m):
             weight = max(self.share(s[k]) - self.share(s[k + 1]), plan.FLOOR)
             weight /= max(1 - self.share(s[k]), 0.005) ** plan.EARLY
-            far = (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
-            cost += self.bend(self.over(s[k])) * weight * far**plan.ROUGH
+            cost += self.bend(self.over(s[k])) * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
         return cost
 
     def following(self, n, scale):
@@ -155,7 +149,7 @@ class Reference:
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
             if self.next is None:
                 n = int(self.known[-1][0] + 1e-3)
-                self.next = self.following(n, max(trajectory.LEAST, math.exp(self.bent)) * price)
+                self.next = self.following(n, max(trajectory.LEAST, math.exp(self.bent)) ** trajectory.HARDER * price)
             if i < self.next:
                 return self._leave_out(x, sigma, u)
         return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
@@ -169,7 +163,7 @@ class Reference:
         n, m = int(u_n + 1e-3), int(u_m + 1e-3)
         if m - n < 2 or self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
             return
-        if ratio * price * self.costs(n, m) > self.mu * (m - n):
+        if ratio**trajectory.HARDER * price * self.costs(n, m) > self.mu * (m - n):
             while self.tape[-1][0] > u_n + 1e-6:
                 self.tape.pop()
             self.known, self.holds = [point for point in self.known if point[0] < u_m - 1e-6], False
@@ -181,7 +175,7 @@ class Reference:
         if len(self.known) == 1:
             return self.known[-1][1]
         (u0, d0), (u1, d1) = self.known
-        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1, self.whole)
+        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
 
     def _leave_out(self, x, sigma, u):
         guess = self.line(u)
@@ -245,10 +239,10 @@ class Reference:
     def _learn(self, e, tau, sloped, u_n, u_m):
         if not e:
             return
-        (*before, n), m = self.taus, tau
-        expected = min(e, trajectory.HELD * (m - n) ** plan.ROUGH)
+        expected = min(e, trajectory.HELD)
         if sloped:
-            expected = self.bend((n + m) / 2) * ((m - n) * (m - before[0])) ** plan.ROUGH
+            (before, n), m = self.taus, tau
+            expected = self.bend((n + m) / 2) * (m - n) * (m - before)
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
         ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)

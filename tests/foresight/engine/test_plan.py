@@ -6,7 +6,7 @@ import pytest
 
 from foresight.engine import ForecastConfig, Run
 from foresight.engine.plan import Planner
-from foresight.engine.schedule import Schedule, whole_steps
+from foresight.engine.schedule import Schedule
 
 
 def places(levels):
@@ -37,7 +37,7 @@ def test_no_other_set_of_steps_is_better(mu, shift):
         (total([*middle, 9]), [*middle, 9])
         for count in range(9)
         for middle in itertools.combinations(range(1, 9), count)
-        if all(m - n <= 3 for n, m in itertools.pairwise([0, *middle, 9]))  # 20 % of 10 steps are 2 in a row
+        if all(m - n <= 3 for n, m in itertools.pairwise([0, *middle, 9]))  # 16 % of 10 steps are 2 in a row
     ]
     best, computed = min(tried)
     assert total(made.plan(0, 1.0, mu)) == pytest.approx(best)
@@ -55,23 +55,6 @@ def test_more_error_or_a_lower_price_computes_more():
 def test_twice_the_scale_at_twice_the_price_is_the_same_plan():
     made = planner(flow(30))
     assert made.plan(3, 2.0, 0.02) == made.plan(3, 1.0, 0.01)
-
-
-def test_costs_worked_out_by_hand():
-    """Ten even steps, from noise 1 to 0: step 5 is at tau 0.5, and takes away a tenth of the noise."""
-    made = planner([1 - k / 10 for k in range(11)])
-    weight = 0.3 / (0.5 * 0.5) ** 0.5 * 0.1 / (1 - 0.5) ** 0.6
-    alone = weight * (0.1 * (0.1 + 0.2)) ** (2 / 3)
-    assert made.cost(4, 6) == pytest.approx(alone, rel=0.01)
-    assert made.cost(4, 5) == 0
-
-
-def test_twice_as_far_a_line_is_off_two_and_a_half_times_as_much():
-    """What the same bend is taken to give at every distance, so that gaps of 1 and 4 steps find the same scale."""
-    from foresight.engine.trajectory import _off
-
-    near, far, farther = (_off(0.5 - 1.5 * h, 0.5 - 0.5 * h, 0.5 + 0.5 * h) for h in (0.05, 0.1, 0.2))
-    assert far / near == pytest.approx(2.52, rel=0.01) and farther / far == pytest.approx(2.52, rel=0.01)
 
 
 def test_what_must_be_computed_is_and_no_more_in_a_row_is_left_out():
@@ -119,6 +102,3 @@ def test_a_run_that_begins_in_the_middle_is_planned_as_that_part():
     half = Run(ForecastConfig(), schedule=whole[20:], noise=lambda sigma: sigma, over=over)
     alone = Run(ForecastConfig(), schedule=whole[20:], noise=lambda sigma: sigma)
     assert half.stats.planned < alone.stats.planned
-    assert whole_steps(Schedule(ForecastConfig(), whole[20:], over=over).outlook()) == pytest.approx(40)
-    assert whole_steps(places(whole[20:])) == 20
-    assert whole_steps(Schedule(ForecastConfig(), whole, over=lambda level: 0.5).outlook()) == 1000  # whatever is told
