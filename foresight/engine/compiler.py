@@ -40,8 +40,12 @@ def outside_graphs(recursive: bool = True) -> Callable:
 
 
 def keep_out_of_graphs() -> None:
-    """Decorate what is marked if the compiler is loaded; does nothing otherwise, and nothing the second time."""
+    """Decorate what is marked if the compiler is loaded; does nothing otherwise, and nothing the second time.
+
+    What somebody else has put in the place of a marked function is left there.
+    """
     if "torch._dynamo" in sys.modules:
         while _marked:
             owner, name, function, recursive = _marked.pop()
-            setattr(owner, name, torch.compiler.disable(function, recursive=recursive))
+            if vars(owner).get(name) is function:
+                setattr(owner, name, torch.compiler.disable(function, recursive=recursive))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from foresight.engine import ForecastConfig, Run
+from foresight.engine import ForecastConfig, Run, plan
 from foresight.engine.plan import Planner
 from foresight.engine.schedule import Schedule
 
@@ -50,6 +50,24 @@ def test_more_error_or_a_lower_price_computes_more():
     assert counts == sorted(counts, reverse=True) and counts[0] == 49
     counts = [len(made.plan(0, scale, 0.01)) for scale in (1.0, 4.0, 64.0, 1e6)]
     assert counts == sorted(counts) and counts[-1] == 49
+
+
+@pytest.mark.parametrize("steps", [4, 20, 1000])
+def test_what_a_gap_costs_is_the_sum_that_the_module_gives(steps):
+    levels = flow(steps)
+    where, made = places(levels), planner(levels)
+    tau = [place.tau + k * plan.STILL for k, place in enumerate(where)]
+
+    def alone(n, k, m):
+        at = min(max(where[k].tau, plan.ENDS), 1 - plan.ENDS)
+        bend = plan.CURVATURE / ((1 - at) * at**0.5)
+        weight = max(where[k].share, plan.FLOOR) / max(1 - where[k].noise, 0.005) ** plan.EARLY
+        return bend * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
+
+    for n in range(0, steps, max(1, steps // 40)):
+        assert made.cost(n, n + 1) == 0
+        for m in range(n + 2, min(n + 9, steps) + 1):
+            assert made.cost(n, m) == pytest.approx(sum(alone(n, k, m) for k in range(n + 1, m)), rel=1e-6)
 
 
 def test_twice_the_scale_at_twice_the_price_is_the_same_plan():
