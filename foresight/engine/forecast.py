@@ -3,15 +3,16 @@
 It is not the paper's: what is measured and reused here is the output at latent size, not the blocks'. In symbols, with
 D_n the output computed at position u_n of the schedule (in steps), and gamma the user's threshold:
 
-1. Plan: which steps are computed is planned from the noise levels before the run, see `plan`, with mu = 0.033
+1. Plan: which steps are computed is planned from the noise levels before the run, see `plan`, with mu = 0.0225
    gamma^1.25. After each computed evaluation, the rest is planned again.
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
-   computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 8). After the first evaluation s is 0.
+   computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 0.2 N), N being the steps of a whole run.
+   After the first evaluation s is 0.
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent (of several parts: `history.quieted`). A line misses
-   K (tau_m - tau_n)(tau_m - tau_(n-1)), so that e tells K. A running mean of log K, against the K that was expected,
-   makes the plan's scale: their ratio, at least 0.5, to the power of 1.5. An error far beyond what was expected is a
-   jump: what comes next is computed. What, by this e alone, was not worth leaving out is done again (`_take_back`).
+   K (lambda_m - lambda_n) sqrt(lambda_m - lambda_(n-1)), so that e tells K. A running mean of log K, against what was
+   expected, makes the plan's scale: their ratio, at least 0.5. An error far beyond what was expected is a jump: what
+   comes next is computed. What, by this e alone, was not worth leaving out is done again (`_take_back`).
 4. Correction: once D_m is computed, the outputs left out are known better, on the line between D_n and D_m. The sampler
    is started again with these (see `tape`). For Euler's method that is not needed: its step takes an output as
    x <- a x + (1 - a) D, a = sigma' / sigma, with sigma' the share of noise after the step. With s' the slope from D_n
@@ -36,14 +37,14 @@ from .evidence import Evidence
 from .history import History
 from .plan import EARLY, Planner
 from .policy import Decision, Policy, policy_for
-from .schedule import Place
+from .schedule import Place, whole_steps
 from .stats import Evaluation
 from .tape import Restart
 from .tensors import Tensors
-from .trajectory import Trajectory
+from .trajectory import LEAST, Trajectory
 
 LAST = 0.04  # share of the run's steps, at its end, that are never left out: little comes after to mend an error
-MU = 0.033  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
+MU = 0.0225  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
 STEEPNESS = 1.25  # mu grows with this power of gamma
 MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
 HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given again before there is a slope
@@ -53,9 +54,8 @@ HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given ag
 class ForecastConfig(Config):
     """Settings of the method "forecast".
 
-    `warmup_steps` 0 means that the plan decides; the first step is always computed. `threshold` says how much error a
-    computed evaluation has to save. `reuse_interval` n leaves out at most n - 1 evaluations in a row; 0 leaves that to
-    the plan.
+    `warmup_steps` 0 means that the plan decides; the first step is always computed. `threshold` says how much error
+    computing one has to save. `reuse_interval` n leaves out at most n - 1 in a row; 0 leaves that to the plan.
     """
 
     name: ClassVar[str] = "forecast"
@@ -98,20 +98,24 @@ class Forecast(Policy):
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
-        steps, whole = len(places) - 1, self.resources.stage.whole or len(places) - 1
+        steps, last = len(places) - 1, self._last_steps(places)
+        self._N = whole_steps(places)
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
-        must = [not place.may_reuse or after[k + 1] for k, place in enumerate(places[:-1])]
-        must = [must[k] or k >= steps - self._last_steps(places) for k in range(steps)]
-        self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole)
-        first = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps) - 1
-        self._plan = [*range(first + 1), *self._planner.plan(max(first, 0), 1.0, self._mu)]
+        must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
+        in_a_row, whole, gamma = self._most_in_a_row, self.resources.stage.whole or steps, self.config.threshold
+        self._planner = self.planner(places, must, in_a_row, self.early, whole, gamma)
+        self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
+        self._plan = self._computed_at(1.0)
+
+    def _computed_at(self, scale: float) -> list[int]:
+        return [*range(self._warm), *self._planner.plan(max(self._warm - 1, 0), scale, self._mu)]
 
     @property
     def planned(self) -> Sequence[int] | None:
         return None if self.steps is None else self._plan
 
     def most_reuse(self, steps: int, warmup: int) -> int:
-        return max(0, steps - len(self._plan))
+        return max(0, steps - len(self._computed_at(LEAST)))  # outputs may prove to bend less than expected
 
     def _last_steps(self, places: Sequence[Place]) -> int:
         """How many of the last steps are always computed."""
@@ -134,8 +138,7 @@ class Forecast(Policy):
             self._trajectories.pop(next(iter(self._trajectories)))
         if self._before is not None:
             self._trajectories, self._before = {trajectory: self._before}, None
-        self._now = self._trajectories.setdefault(trajectory, Trajectory())
-        self._latent = latent
+        self._now, self._latent = self._trajectories.setdefault(trajectory, Trajectory()), latent
         self._evidence.arrive(self._now, latent)
 
     def decide(self, place: Place) -> Decision:
@@ -149,7 +152,7 @@ class Forecast(Policy):
         self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
-        return Decision(self._computes, self._ratio(place), now.expected(place.tau))
+        return Decision(self._computes, self._ratio(place), now.expected(place.lam))
 
     def _take_back(self) -> None:
         """Do again what was left out before the step computed last, where that shows that it was not worth it.
@@ -206,10 +209,10 @@ class Forecast(Policy):
             self.resources.compute_instead()
         result, self._mends, self._computes = compute(), known, True
         if not known:
-            history = now.histories[key] = self.history(signature, holds=self._place.tau <= HOLDS_UNTIL)
+            history = now.histories[key] = self.history(signature, self._place.tau <= HOLDS_UNTIL, self._N)
         with torch.no_grad():
             given = history.observe(self._place, result, unit(result), waits_on, self._pays)
-            now.begin_gap(self._place.position, self._place.tau)
+            now.begin_gap(self._place.position, self._place.lam)
             computed = given is result
             self._note(history.newest if computed else given, history.missed, own=computed)
             history.missed = None
@@ -239,11 +242,9 @@ class Forecast(Policy):
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
         answer = self._tape.answer(level, latent) if self._tape is not None else None
-        if answer is None:
-            return None
-        if answer.newest:
+        if answer is not None and answer.newest:
             answer.trajectory.track.arrive(latent, self.resources.offload.device)
-        return answer.given
+        return answer.given if answer is not None else None
 
     # ---- what is measured
 
@@ -271,10 +272,9 @@ class Forecast(Policy):
 
     def need(self) -> Need:
         """Bytes held once every output has its two points."""
-        outputs = sum(
-            h.nbytes if h.ready else 2 * h.nbytes for t in self._trajectories.values() for h in t.histories.values()
-        )
-        size = outputs + sum(2 * trajectory.track.nbytes for trajectory in self._trajectories.values())
+        histories = [h for trajectory in self._trajectories.values() for h in trajectory.histories.values()]
+        size = sum(h.nbytes if h.ready else 2 * h.nbytes for h in histories)
+        size += sum(2 * trajectory.track.nbytes for trajectory in self._trajectories.values())
         size += self._blend.nbytes if self._blend is not None else 0
         return Need("the stored outputs", size, 0, size)
 

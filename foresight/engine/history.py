@@ -12,12 +12,16 @@ from .compiler import outside_graphs
 from .schedule import Place
 from .tensors import Tensors
 
-DAMPING = 8.0  # steps at which a forecast takes half of the slope
+DAMPING = 0.2  # share of a whole run's steps at which a forecast takes half of the slope
 LOUDEST = 1.2  # times its noise: at most in this is the error of one of several parts measured
 
 
 class History:
     """One output (of the guider, or of one cond): the two computed last, and what the forecasts since then left in x.
+
+    Args:
+        holds: Whether the first output may be given again before there is a slope.
+        steps: N, of a whole run with steps like these; a run that is a part of one has fewer.
 
     Attributes:
         signature: Whatever must stay the same for a forecast to make sense.
@@ -28,8 +32,8 @@ class History:
 
     damping = DAMPING
 
-    def __init__(self, signature: Hashable, holds: bool):
-        self.signature, self._holds = signature, holds
+    def __init__(self, signature: Hashable, holds: bool, steps: float):
+        self.signature, self._holds, self._steps = signature, holds, steps
         self.error: torch.Tensor | None = None
         self.missed: Tensors | None = None
         self.sloped = False
@@ -59,7 +63,7 @@ class History:
 
     def reach(self, h: float) -> float:
         """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
-        return h / (1 + max(0.0, h) / self.damping)
+        return h / (1 + max(0.0, h) / (self.damping * self._steps))
 
     def fits(self, signature: Hashable) -> bool:
         """Whether it goes on under this signature; one of the run before says nothing about another run's."""

@@ -1,19 +1,21 @@
 """Which steps are computed: planned from the noise levels before a run, and again after each computed evaluation.
 
-With tau the share of the run that is over (0..1), say that step k is left out between the computed steps n and m.
-Once m is computed, a line between the two tells output k but for K (tau_k - tau_n)(tau_m - tau_k), K being half of the
-outputs' second derivative. Until then the sampler goes on with a forecast, which misses about
-K (tau_k - tau_n)(tau_m - tau_n), and what comes of that is what the model sees next. Together, in units of the noise:
+With sigma the share of noise in the latent and lambda = log((1 - sigma) / sigma), the logarithm of its signal-to-noise
+ratio, say that step k is left out after the computed step n, and that m is computed next. In units of the noise, the
+forecast for it misses about
 
-    e_k = K (tau_k - tau_n) ((tau_m - tau_k) + (tau_m - tau_n)),    K = CURVATURE scale / ((1 - tau_k) sqrt(tau_k))
+    e_k = K (lambda_k - lambda_n) sqrt(lambda_m - lambda_n),    K = scale (FLAT + BUMP exp(-(lambda_k - WHERE)^2)).
 
-Outputs change most at both ends of a run. CURVATURE is what trained models show; `scale` is what this run has shown of
-it so far. In the latent, e_k leaves
+A line through two outputs would miss in proportion to the square of the distance if they were smooth. They are rough,
+and a power of 1.5 is what trained models show, in steps of any size. What they also show is where they bend: when the
+picture takes shape, at some share of noise (WHERE is 0.92 of it) and not at some step, whatever sampler, flow shift or
+number of steps come there. `scale` is what this run has shown of it so far. In the latent, e_k leaves
 
-    c_k = e_k (sigma_k - sigma_(k+1)) / (1 - sigma_k)^0.6,
+    c_k = e_k share_k (1 + 4 share_k) / (1 - sigma_k)^0.6,    share_k = sigma_k - sigma_(k+1),
 
-since a step takes in as much of its output as it removes noise, and the rest of the run builds on an early error. The
-plan minimises the sum of c_k over the steps left out, plus mu for every step computed: computing has to save that much.
+since a step takes in as much of its output as it removes noise, the model makes more of it where that is much at once,
+and the rest of the run builds on an early error. The plan minimises the sum of c_k over the steps left out, plus mu for
+every step computed: computing has to save that much.
 """
 
 import math
@@ -22,18 +24,27 @@ from itertools import accumulate
 
 from .schedule import Place
 
-CURVATURE = 1.25
+FLAT, BUMP, WHERE = 0.08, 0.17, -2.4  # of K; see bench/NOTES.md, "How errors grow"
 EARLY = 0.6
+AT_ONCE = 4.0
 FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is free
-LONGEST = 0.16  # share of the run's steps that may be left out in a row: a line says little about what is further away
-STILL = 1e-4  # share of the run that a step makes at least, for the same reason
-ENDS = 0.03  # share of the run; nearer to its beginning or end, K grows no more
+LONGEST, AT_MOST = 0.13, 0.2  # see `longest`
+STILL = 1e-4  # of lambda; a step makes at least that much, for the same reason
 
 
-def curvature(tau: float) -> float:
-    """K, for a scale of 1."""
-    tau = min(max(tau, ENDS), 1 - ENDS)
-    return CURVATURE / ((1 - tau) * math.sqrt(tau))
+def bend(lam: float) -> float:
+    """K at lambda, for a scale of 1."""
+    return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
+
+
+def off(far: float, farther: float) -> float:
+    """What an error is K times of, by the distances in lambda to the last two computed."""
+    return max(far, STILL) * math.sqrt(max(farther, STILL))
+
+
+def longest(gamma: float) -> float:
+    """Share of a whole run's steps that may be left out in a row: a line says little about what is further away."""
+    return min(LONGEST * max(1.0, gamma), AT_MOST)
 
 
 class Planner:
@@ -44,6 +55,7 @@ class Planner:
         must: Whether a step is computed whatever it costs.
         most_in_a_row: How many may be left out in a row.
         whole: Steps of the whole that this run is a stage of; its own by default.
+        gamma: The user's threshold.
 
     Attributes:
         steps: How many there are.
@@ -56,23 +68,20 @@ class Planner:
         most_in_a_row: float,
         early: float = EARLY,
         whole: int | None = None,
+        gamma: float = 1.0,
     ):
-        self._tau = [place.tau + k * STILL for k, place in enumerate(places)]
+        self._lam = [place.lam + k * STILL for k, place in enumerate(places)]
         *places, _ = places
         self.steps, self._must = len(places), must
-        weights = [
-            curvature(p.tau) * max(p.share, FLOOR) / max(1 - p.noise, 0.005) ** early for p in places
-        ]  # c_k / e_k, times K
-        terms = ([w * tau**power for w, tau in zip(weights, self._tau, strict=False)] for power in range(3))
-        self._sums = [list(accumulate(each, initial=0.0)) for each in terms]  # of the weights, times 1, tau and tau^2
-        self._longest = min(math.ceil(LONGEST * (whole or self.steps)), most_in_a_row)
+        weights = [bend(p.lam) * _weight(p, early) for p in places]
+        terms = [weights, [w * lam for w, lam in zip(weights, self._lam, strict=False)]]
+        self._sums = [list(accumulate(each, initial=0.0)) for each in terms]  # of the weights, times 1 and lambda
+        self._longest = min(math.ceil(longest(gamma) * (whole or self.steps)), most_in_a_row)
 
     def cost(self, n: int, m: int) -> float:
         """The sum of c_k over the steps between n and m, for a scale of 1."""
-        # the two distances make 2 tau_m (tau_k - tau_n) - tau_k^2 + tau_n^2, so that three sums do for every n and m
-        tau_n, tau_m = self._tau[n], self._tau[m]
-        ones, taus, squares = (upto[m] - upto[n + 1] for upto in self._sums)
-        return 2 * tau_m * (taus - tau_n * ones) - squares + tau_n * tau_n * ones
+        ones, lams = (upto[m] - upto[n + 1] for upto in self._sums)  # one pass does for every n and m
+        return (lams - self._lam[n] * ones) * math.sqrt(max(self._lam[m] - self._lam[n], STILL))
 
     def plan(self, n: int, scale: float, mu: float) -> list[int]:
         """The steps to compute after step n, which is computed."""
@@ -91,3 +100,9 @@ class Planner:
             yield m
             if m - n > self._longest or m < self.steps and self._must[m]:
                 return
+
+
+def _weight(place: Place, early: float) -> float:
+    """c_k / e_k."""
+    share = max(place.share, FLOOR)
+    return share * (1 + AT_ONCE * share) / max(1 - place.noise, 0.005) ** early

@@ -1,6 +1,7 @@
 """Where an evaluation stands in its run: noise levels, steps, warmup, and what the sampler makes of an output there."""
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from .config import Config
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
 AUTO_WARMUP_MIN = 3  # lambda needs two changes, and one is too noisy
+MOST_STEPS = 1000  # of a whole run; no schedule has more
+NOISIEST, CLEAREST = -5.0, 3.0  # lambda of a latent, which is never noise or signal alone
 TYPICAL = 30  # steps of a run, where nobody says how many there are
+TYPICAL_SHIFT = 5.0  # of its noise levels, where nobody tells them
 
 Phase = Literal["warmup", "before", "within", "after"]
 
@@ -52,6 +56,12 @@ class Place:
     def may_reuse(self) -> bool:
         """Whether anything may be left out here."""
         return self.phase == "within"
+
+    @property
+    def lam(self) -> float:
+        """lambda = log((1 - sigma) / sigma), the logarithm of the signal-to-noise ratio (DPM-Solver, section 3)."""
+        sigma = min(max(self.noise, 1e-6), 1 - 1e-6)
+        return min(max(math.log((1 - sigma) / sigma), NOISIEST), CLEAREST)
 
 
 class Schedule:
@@ -150,7 +160,7 @@ class Schedule:
         Under a flow shift, sigma / (1 - sigma) = shift t / (1 - t), with t = 1 - k d at step k. Two levels tell the
         shift for d = 1 / steps, and three tell d as well: some schedulers come to t = 0 a step earlier.
         """
-        d, shift = 1 / max(1, steps), 1.0
+        d, shift = 1 / max(1, steps), 1.0 if self._noise is not None else TYPICAL_SHIFT
         seen = [min(self._noise(level), 1 - 1e-6) for level in self._seen[1:]] if self._noise is not None else []
         odds = [sigma / (1 - sigma) for sigma in seen]
         if odds and self._first_step == 0 and steps > 2:
@@ -159,7 +169,7 @@ class Schedule:
                 d = min(max((1 - 2 * ratio) / (2 - 2 * ratio), d), 1 / (steps - 1))
             shift = max(odds[0] * d / (1 - d), 0.1)
         times = [*(max(0.0, 1 - k * d) for k in range(steps)), 0.0]
-        return times, [shift * t / (1 + (shift - 1) * t) for t in times]
+        return times, [_shifted(t, shift) for t in times]
 
     @property
     def has_news(self) -> bool:
@@ -219,7 +229,8 @@ class Schedule:
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:
-            return self._position, tau, 0.5, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
+            noise = _shifted(max(0.0, 1 - tau), TYPICAL_SHIFT)
+            return self._position, tau, noise, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
         if not self._seen or level != self._seen[-1]:
             self._seen = [*self._seen[-2:], level]
         following = self._following(level)
@@ -239,6 +250,21 @@ class Schedule:
             return level - min(0.02 * (self._first or 0.0), level)
         growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
         return max(0.0, level - steps[-1] * growth)
+
+
+def _shifted(t: float, shift: float) -> float:
+    """Share of noise at time t, 1..0, under a flow shift."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def whole_steps(places: Sequence[Place]) -> float:
+    """N: how many steps like these a whole run has, of which a run that begins or ends in the middle is a part.
+
+    Args:
+        places: Where every step stands, and where the run ends.
+    """
+    steps = len(places) - 1
+    return steps / max(places[-1].tau - places[0].tau, steps / MOST_STEPS)
 
 
 def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:

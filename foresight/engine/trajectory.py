@@ -5,21 +5,21 @@ from collections.abc import Hashable
 
 from .history import History
 from .moves import Move, Track
-from .plan import curvature
+from .plan import bend, off
 
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
-HARDER = 1.5  # power of the scale: where outputs bend more, the rest of a run also makes more of an error
 LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
 MOST = 32.0  # no measurement counts for more than this factor, up or down
-HELD = 0.1  # error of the first output when it is given again, up to which nothing is unusual
+HELD = 0.08  # error of the first output when it is given again, by distance in lambda; up to there nothing is unusual
+NEAR = 0.1  # distance in lambda; what is nearer to the computed one before tells nothing of K
 JUMP = 8.0  # an error this many times the expected one is a jump
 ROUNDING = 0.01  # an error up to this is never a jump
 FAR = 0.5  # one from this on always is
 
 
 def _off(before: float, n: float, m: float) -> float:
-    """What a line through the outputs at `before` and n is expected to be off at m."""
-    return curvature((n + m) / 2) * (m - n) * (m - before)
+    """What a line through the outputs at `before` and n is expected to be off at m, all three of them lambdas."""
+    return bend((n + m) / 2) * off(m - n, m - before)
 
 
 class Trajectory:
@@ -46,14 +46,14 @@ class Trajectory:
         self.histories: dict[Hashable, History] = {}
         self.move = Move()
         self._bent = 0.0  # log(K measured / K expected), a running mean
-        self._taus: list[float] = []  # of the last three computed
+        self._lams: list[float] = []  # lambda of the last three computed
         self.before = self.u_n = 0.0
         self.begin_gap(0.0, None)
 
-    def begin_gap(self, u_n: float, tau_n: float | None) -> None:
-        """The evaluation at u_n is computed."""
-        if tau_n is not None and (not self._taus or abs(u_n - self.u_n) > 1e-3):
-            self._taus = [*self._taus[-2:], tau_n]
+    def begin_gap(self, u_n: float, lam_n: float | None) -> None:
+        """The evaluation at u_n, with lambda_n, is computed."""
+        if lam_n is not None and (not self._lams or abs(u_n - self.u_n) > 1e-3):
+            self._lams = [*self._lams[-2:], lam_n]
         if abs(u_n - self.u_n) > 1e-3:  # else it is a second evaluation at the same noise level (Heun)
             self.before, self.u_n = self.u_n, u_n
         self.found: float | None = None
@@ -74,22 +74,21 @@ class Trajectory:
             self.histories.clear()
             return
         error = max(errors, default=0.0)
-        if not error or sloped and len(self._taus) < 3:  # 0 is no evidence, see `history.relative`
+        if not error or len(self._lams) < 2 + sloped:  # 0 is no evidence, see `history.relative`
             return
-        expected = min(HELD, error)
-        if sloped:
-            expected = _off(*self._taus)
+        far = self._lams[-1] - self._lams[-2]
+        expected = _off(*self._lams) if sloped else min(max(HELD * far, ROUNDING), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        bend = min(max(error / expected, 1 / MOST), MOST)
-        self.found = bend**HARDER
-        self._bent += NEWEST * (math.log(bend) - self._bent)
+        if far >= NEAR or not sloped:
+            self.found = min(max(error / expected, 1 / MOST), MOST)
+            self._bent += NEWEST * (math.log(self.found) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed
 
-    def expected(self, tau: float) -> float | None:
-        """e that a forecast along the present slope is taken to have at tau; None while there is no slope."""
-        return self._bend * _off(*self._taus[-2:], tau) if len(self._taus) > 1 else None
+    def expected(self, lam: float) -> float | None:
+        """e that a forecast along the present slope is taken to have at lambda; None while there is no slope."""
+        return self._bend * _off(*self._lams[-2:], lam) if len(self._lams) > 1 else None
 
     @property
     def _bend(self) -> float:
@@ -106,14 +105,14 @@ class Trajectory:
     @property
     def scale(self) -> float:
         """How much more the outputs bend than expected, times how much more of them the sampler takes in."""
-        return self._bend**HARDER * self.move.price
+        return self._bend * self.move.price
 
     def take_back(self, found: float) -> None:
         """Go back to the computed evaluation before the last one, but with the scale that the last one has shown."""
         for history in self.histories.values():
             history.take_back()
-        self.track, self._bent = Track(), max(self._bent, math.log(found) / HARDER)
-        self._taus.pop()
+        self.track, self._bent = Track(), max(self._bent, math.log(found))
+        self._lams.pop()
         self.begin_gap(self.before, None)
 
     @property

@@ -12,15 +12,11 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.utils
 
-from foresight.engine import forecast, history, moves, plan, trajectory
+from foresight.engine import forecast, history, moves, plan, schedule, trajectory
 from foresight.hosts.comfyui.replay import amplification
 from foresight.hosts.comfyui.run import TAKES_BACK
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
-
-
-def reach(h):
-    return h / (1 + max(h, 0) / history.DAMPING)
 
 
 class Again(BaseException):
@@ -68,7 +64,7 @@ class Reference:
             guider.model_options = found
 
     def begin(self):
-        self.known, self.taus, self.bent, self.left_out = [], [], 0.0, []
+        self.known, self.lams, self.bent, self.left_out = [], [], 0.0, []
         self.euler, self.next, self.jumped, self.shown = True, None, False, None
 
     def _sampler_sample(self, executor, guider, sigmas, extra, callback, noise, *args, **kwargs):
@@ -99,18 +95,22 @@ class Reference:
     def share(self, sigma):
         return sigma if self.flow else sigma / (1 + sigma)
 
-    def bend(self, tau):
-        tau = min(max(tau, plan.ENDS), 1 - plan.ENDS)
-        return plan.CURVATURE / (1 - tau) / math.sqrt(tau)
+    def lam(self, sigma):
+        noise = min(max(self.share(sigma), 1e-6), 1 - 1e-6)
+        return min(max(math.log(1 / noise - 1), schedule.NOISIEST), schedule.CLEAREST)
+
+    def bend(self, lam):
+        return plan.FLAT + plan.BUMP * math.exp(-((lam - plan.WHERE) ** 2))
 
     def costs(self, n, m):
         """What leaving out the steps between n and m costs, where outputs bend as expected."""
         s, cost = self.sigmas, 0.0
-        tau = [self.over(sigma) + k * plan.STILL for k, sigma in enumerate(s)]
+        lam = [self.lam(sigma) + k * plan.STILL for k, sigma in enumerate(s)]
         for k in range(n + 1, m):
             weight = max(self.share(s[k]) - self.share(s[k + 1]), plan.FLOOR)
+            weight *= 1 + plan.AT_ONCE * weight
             weight /= max(1 - self.share(s[k]), 0.005) ** plan.EARLY
-            cost += self.bend(self.over(s[k])) * weight * (tau[k] - tau[n]) * (2 * tau[m] - tau[k] - tau[n])
+            cost += self.bend(self.lam(s[k])) * weight * (lam[k] - lam[n]) * math.sqrt(lam[m] - lam[n])
         return cost
 
     def following(self, n, scale):
@@ -123,7 +123,7 @@ class Reference:
             found = []
             for m in range(n + 1, steps + 1):
                 gap = [k for k in range(n + 1, m)]
-                if len(gap) > math.ceil(plan.LONGEST * steps) or any(k >= steps - last for k in gap):
+                if len(gap) > math.ceil(plan.longest(self.gamma) * steps) or any(k >= steps - last for k in gap):
                     break
                 behind = (0.0, steps) if m == steps else (rest(m)[0] + self.mu, m)
                 found.append((scale * self.costs(n, m) + behind[0], m))
@@ -149,7 +149,7 @@ class Reference:
         if (slope or held) and not idle and i > self.known[-1][0] + 1e-3:
             if self.next is None:
                 n = int(self.known[-1][0] + 1e-3)
-                self.next = self.following(n, max(trajectory.LEAST, math.exp(self.bent)) ** trajectory.HARDER * price)
+                self.next = self.following(n, max(trajectory.LEAST, math.exp(self.bent)) * price)
             if i < self.next:
                 return self._leave_out(x, sigma, u)
         return self._compute(x, sigma, u, executor(x, timestep, *args, **kwargs))
@@ -163,11 +163,11 @@ class Reference:
         n, m = int(u_n + 1e-3), int(u_m + 1e-3)
         if m - n < 2 or self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
             return
-        if ratio**trajectory.HARDER * price * self.costs(n, m) > self.mu * (m - n):
+        if ratio * price * self.costs(n, m) > self.mu * (m - n):
             while self.tape[-1][0] > u_n + 1e-6:
                 self.tape.pop()
             self.known, self.holds = [point for point in self.known if point[0] < u_m - 1e-6], False
-            self.taus, self.left_out, self.last = self.taus[:1], [], None
+            self.lams, self.left_out, self.last = self.lams[:1], [], None
             self.euler, self.next, self.bent = True, None, max(self.bent, math.log(ratio))
             raise Again
 
@@ -175,7 +175,11 @@ class Reference:
         if len(self.known) == 1:
             return self.known[-1][1]
         (u0, d0), (u1, d1) = self.known
-        return d1 + (d1 - d0) / (u1 - u0) * reach(u - u1)
+        return d1 + (d1 - d0) / (u1 - u0) * self.reach(u - u1)
+
+    def reach(self, h):
+        whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+        return h / (1 + max(h, 0) / (history.DAMPING * whole))
 
     def _leave_out(self, x, sigma, u):
         guess = self.line(u)
@@ -195,7 +199,7 @@ class Reference:
 
     def _compute(self, x, sigma, u, out):
         self.computed += 1
-        given, a, tau, n_known, self.shown = out, self.a(sigma), self.over(sigma), len(self.known), None
+        given, a, lam, n_known, self.shown = out, self.a(sigma), self.lam(sigma), len(self.known), None
         again = bool(self.known) and abs(u - self.known[-1][0]) < 1e-3
         if again:
             self.known.pop()
@@ -204,7 +208,7 @@ class Reference:
             pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
             most = 1.2 * sigma if self.shapes and len(self.shapes) > 1 else math.inf
             self.missed.append([(m.norm() / d.norm().clamp_max(most * d.numel() ** 0.5)).item() for m, d in pairs])
-            self._learn(max(self.missed[-1]), tau, n_known == 2, u1, u)
+            self._learn(max(self.missed[-1]), lam, n_known == 2, u1, u)
             owed = 0
             for v, b in self.left_out:
                 before = self.line(v) - d1 if n_known == 2 else 0 * d1
@@ -213,9 +217,9 @@ class Reference:
             if self.left_out and a and self.euler and self.pays and not last:
                 given = out - a / (1 - a) * owed
         if not again:
-            self.taus = [*self.taus[-1:], tau]
+            self.lams = [*self.lams[-1:], lam]
         if not self.known and not again:
-            self.holds = tau <= forecast.HOLDS_UNTIL
+            self.holds = self.over(sigma) <= forecast.HOLDS_UNTIL
         self.known = [*self.known[-1:], (u, out.clone())]
         if self.jumped:
             self.known, self.holds, self.jumped = self.known[-1:], False, False
@@ -236,15 +240,17 @@ class Reference:
             self.tape[k] = u, True, d_n + (d_m - d_n) * ((u - u_n) / (u_m - u_n))
         raise Again
 
-    def _learn(self, e, tau, sloped, u_n, u_m):
+    def _learn(self, e, m, sloped, u_n, u_m):
         if not e:
             return
-        expected = min(e, trajectory.HELD)
+        n, least = self.lams[-1], plan.STILL
+        expected = min(e, max(trajectory.HELD * (m - n), trajectory.ROUNDING))
         if sloped:
-            (before, n), m = self.taus, tau
-            expected = self.bend((n + m) / 2) * (m - n) * (m - before)
+            expected = self.bend((n + m) / 2) * max(m - n, least) * math.sqrt(max(m - self.lams[0], least))
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
+        if sloped and m - n < trajectory.NEAR:
+            return
         ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)
         self.shown = ratio, u_n, u_m
         self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)

@@ -186,8 +186,8 @@ def test_big_prints_what_was_measured_and_what_it_computes_from_that(monkeypatch
     assert 0 < left_out < computed and plain > 0
     assert "Runs, computed from measured evaluations with the plan of threshold 0.5" in said
     rows = re.findall(r"^  (\d+) steps +([\d.]+) s plain +([\d.]+) s with Foresight, (\d+) steps computed$", said, re.M)
-    # the plan of README's table: 10 of 20, 11 of 30, 12 of 50
-    assert [(row[0], row[3]) for row in rows] == [("20", "10"), ("30", "11"), ("50", "12")]
+    # the plan of threshold 0.5
+    assert [(row[0], row[3]) for row in rows] == [("20", "10"), ("30", "12"), ("50", "12")]
     for steps, slow, fast, n in rows:
         assert float(slow) == pytest.approx(int(steps) * plain, abs=0.06)  # it is printed to a tenth
         assert float(fast) == pytest.approx(int(n) * computed + (int(steps) - int(n)) * left_out, abs=0.06)
