@@ -59,9 +59,11 @@ def table(results: dict) -> str:
         lines.append(f"| {' | '.join([*cells, _computed(row, 50)])} |")
     where = results["machine"]
     host = f"torch {where['torch']}, ComfyUI {where['comfyui']} with DynamicVRAM"
+    counts = [row["plans"][str(steps)] for row in results["models"].values()]
     note = (
         f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, for which the plan of threshold "
-        f"{results['threshold']:g} is followed as it is. A real video that changes more than expected computes more."
+        f"{results['threshold']:g} is followed as it was then: {min(counts)} to {max(counts)} of {steps} steps "
+        f"computed ({planned(steps)} now). A real video that changes more than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

@@ -37,11 +37,6 @@ def bend(lam: float) -> float:
     return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
 
 
-def off(far: float, farther: float) -> float:
-    """What an error is K times of, by the distances in lambda to the last two computed."""
-    return max(far, STILL) * math.sqrt(max(farther, STILL))
-
-
 def longest(gamma: float) -> float:
     """Share of a whole run's steps that may be left out in a row: a line says little about what is further away."""
     return min(LONGEST * max(1.0, gamma), AT_MOST)

@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 from .history import History
 from .moves import Move, Track
-from .plan import bend, off
+from .plan import STILL, bend
 
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
 LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
@@ -19,7 +19,7 @@ FAR = 0.5  # one from this on always is
 
 def _off(before: float, n: float, m: float) -> float:
     """What a line through the outputs at `before` and n is expected to be off at m, all three of them lambdas."""
-    return bend((n + m) / 2) * off(m - n, m - before)
+    return bend((n + m) / 2) * max(m - n, STILL) * math.sqrt(max(m - before, STILL))
 
 
 class Trajectory:
