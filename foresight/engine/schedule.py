@@ -13,7 +13,7 @@ AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
 AUTO_WARMUP_MIN = 3  # lambda needs two changes, and one is too noisy
 MOST_STEPS = 1000  # of a whole run; no schedule has more
-NOISIEST, CLEAREST = -5.0, 3.0  # lambda of a latent, which is never noise or signal alone
+NOISIEST, CLEAREST = -5.0, 5.0  # lambda of a latent, which is never noise or signal alone
 TYPICAL = 30  # steps of a run, where nobody says how many there are
 TYPICAL_SHIFT = 5.0  # of its noise levels, where nobody tells them
 
@@ -160,14 +160,15 @@ class Schedule:
         Under a flow shift, sigma / (1 - sigma) = shift t / (1 - t), with t = 1 - k d at step k. Two levels tell the
         shift for d = 1 / steps, and three tell d as well: some schedulers come to t = 0 a step earlier.
         """
-        d, shift = 1 / max(1, steps), 1.0 if self._noise is not None else TYPICAL_SHIFT
+        d, shift = 1 / max(1, steps), TYPICAL_SHIFT if self._noise is None and self._first is None else 1.0
         seen = [min(self._noise(level), 1 - 1e-6) for level in self._seen[1:]] if self._noise is not None else []
         odds = [sigma / (1 - sigma) for sigma in seen]
-        if odds and self._first_step == 0 and steps > 2:
-            if len(odds) == 2 and odds[1] < 0.5 * odds[0]:
+        k = self._first_step + 1  # where the first of them was seen
+        if odds and steps > 2 and k < steps:
+            if k == 1 and len(odds) == 2 and odds[1] < 0.5 * odds[0]:
                 ratio = odds[1] / odds[0]
                 d = min(max((1 - 2 * ratio) / (2 - 2 * ratio), d), 1 / (steps - 1))
-            shift = max(odds[0] * d / (1 - d), 0.1)
+            shift = max(odds[0] * k * d / (1 - k * d), 0.1)
         times = [*(max(0.0, 1 - k * d) for k in range(steps)), 0.0]
         return times, [_shifted(t, shift) for t in times]
 
@@ -264,7 +265,7 @@ def whole_steps(places: Sequence[Place]) -> float:
         places: Where every step stands, and where the run ends.
     """
     steps = len(places) - 1
-    return steps / max(places[-1].tau - places[0].tau, steps / MOST_STEPS)
+    return steps / max(places[-1].tau - places[0].tau, steps / MOST_STEPS, 1 / MOST_STEPS)
 
 
 def _without_padding(levels: Sequence[float]) -> tuple[float, ...]:

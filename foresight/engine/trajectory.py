@@ -5,13 +5,13 @@ from collections.abc import Hashable
 
 from .history import History
 from .moves import Move, Track
-from .plan import STILL, bend
+from .plan import bend
 
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
 LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
 MOST = 32.0  # no measurement counts for more than this factor, up or down
 HELD = 0.08  # error of the first output when it is given again, by distance in lambda; up to there nothing is unusual
-NEAR = 0.1  # distance in lambda; what is nearer to the computed one before tells nothing of K
+NEAR = 0.1  # distance in lambda; what is nearer to the computed one before tells only that K is no longer so large
 JUMP = 8.0  # an error this many times the expected one is a jump
 ROUNDING = 0.01  # an error up to this is never a jump
 FAR = 0.5  # one from this on always is
@@ -19,7 +19,7 @@ FAR = 0.5  # one from this on always is
 
 def _off(before: float, n: float, m: float) -> float:
     """What a line through the outputs at `before` and n is expected to be off at m, all three of them lambdas."""
-    return bend((n + m) / 2) * max(m - n, STILL) * math.sqrt(max(m - before, STILL))
+    return bend((n + m) / 2) * max(m - n, NEAR) * math.sqrt(max(m - before, NEAR))
 
 
 class Trajectory:
@@ -79,8 +79,9 @@ class Trajectory:
         far = self._lams[-1] - self._lams[-2]
         expected = _off(*self._lams) if sloped else min(max(HELD * far, ROUNDING), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
-        if far >= NEAR or not sloped:
-            self.found = min(max(error / expected, 1 / MOST), MOST)
+        found = min(max(error / expected, 1 / MOST), MOST)
+        if far >= NEAR or not sloped or max(1.0, found) < self._bend:
+            self.found = found
             self._bent += NEWEST * (math.log(self.found) - self._bent)
         if jump:
             for history in self.histories.values():

@@ -243,15 +243,15 @@ class Reference:
     def _learn(self, e, m, sloped, u_n, u_m):
         if not e:
             return
-        n, least = self.lams[-1], plan.STILL
+        n, least = self.lams[-1], trajectory.NEAR
         expected = min(e, max(trajectory.HELD * (m - n), trajectory.ROUNDING))
         if sloped:
             expected = self.bend((n + m) / 2) * max(m - n, least) * math.sqrt(max(m - self.lams[0], least))
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
-        if sloped and m - n < trajectory.NEAR:
-            return
         ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)
+        if sloped and m - n < trajectory.NEAR and ratio >= bend or sloped and m - n < trajectory.NEAR and bend == 1:
+            return
         self.shown = ratio, u_n, u_m
         self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)
 

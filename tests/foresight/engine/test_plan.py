@@ -134,7 +134,7 @@ def test_a_run_that_begins_in_the_middle_is_planned_as_that_part():
     assert whole_steps(Schedule(ForecastConfig(), whole, over=lambda level: 0.5).outlook()) == 1000  # whatever is told
 
 
-@pytest.mark.parametrize(("noise", "lam"), [(1.0, -5.0), (0.75, -math.log(3)), (0.5, 0.0), (0.1, math.log(9)), (0, 3)])
+@pytest.mark.parametrize(("noise", "lam"), [(1.0, -5.0), (0.75, -math.log(3)), (0.5, 0.0), (0.1, math.log(9)), (0, 5)])
 def test_lambda_is_the_logarithm_of_the_signal_to_noise_ratio(noise, lam):
     place, *_ = Schedule(ForecastConfig(), [1.0, 0.0], noise=lambda _: noise).outlook()
     assert place.lam == pytest.approx(lam)
@@ -171,3 +171,43 @@ def test_what_is_near_to_the_computed_step_before_tells_nothing_of_how_the_rest_
             trajectory.begin_gap(float(u + 1), lam)
         trajectory.learn([0.009], sloped=True)
         assert (trajectory.found is not None) == found and (trajectory.scale != 1.0) == found
+
+
+def test_where_levels_are_hidden_the_planner_and_the_evaluations_agree_on_the_noise():
+    """A host that tells a level at a time: from noise, from the middle (Wan 2.2's second model), and without noise."""
+    for first, noise in ((0, lambda level: level), (16, lambda level: level), (0, None), (16, None)):
+        schedule = Schedule(ForecastConfig(), steps=40, first_step=first, noise=noise)
+        levels = flow(40, 12.0) if noise else [1 - k / 40 for k in range(41)]
+        seen = [schedule.place(level) for level in levels[first : first + 3]]
+        ahead = schedule.outlook()
+        following = [schedule.place(level) for level in levels[first + 3 : -1]]
+        if noise is None and first:  # without a noise level only its share of the first one is known
+            continue
+        for place in [*seen[1:], *following]:
+            assert ahead[int(place.position)].lam == pytest.approx(place.lam, abs=0.01)
+
+
+def test_a_video_that_has_become_calm_is_computed_less_again_however_near_the_steps_are():
+    trajectory = Trajectory()
+    for u in range(12):
+        trajectory.begin_gap(float(u), -1.0 + 0.3 * u)
+        if u > 1:
+            trajectory.learn([0.5], sloped=True)
+    hard = trajectory.scale
+    for u in range(12, 24):
+        trajectory.begin_gap(float(u), 2.3 + 0.05 * (u - 11))
+        trajectory.learn([1e-4], sloped=True)
+    assert trajectory.scale < hard / 4
+
+
+def test_steps_that_are_all_noise_are_no_jump():
+    trajectory = Trajectory()
+    for u in range(3):
+        trajectory.begin_gap(float(u), -5.0)
+    history = trajectory.histories["x"] = type("Any", (), {"forget": lambda self: pytest.fail("a jump")})()
+    trajectory.learn([0.012], sloped=True)
+    assert trajectory.scale == 1.0 and history
+
+
+def test_a_run_of_no_steps_is_no_error():
+    assert Run(ForecastConfig(), steps=0, noise=lambda sigma: sigma).stats.inactive

@@ -79,6 +79,7 @@ def test_video_and_audio_each_have_their_error():
     for p in net.parameters():
         p.data *= 0.3  # so that outputs change little from step to step,
     net.audio_proj_out.weight.data *= 20  # but for the audio's
+    # no more than three in a row: how guidance blends is measured from what was computed, and gets stale
     handle = apply_foresight(net, ForecastConfig(threshold=2.0, reuse_interval=4, validate=True), steps=steps)
     x, off, loud = [seeded(1, 48, 4, seed=3), seeded(1, 5, 4, seed=4)], [], []
     shape = {"num_frames": 3, "height": 4, "width": 4, "audio_num_frames": 5, "return_dict": False}
