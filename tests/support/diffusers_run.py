@@ -2,9 +2,9 @@
 
 import torch
 
-from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight
 from support import contract
+from support.told import computes
 
 
 class Run:
@@ -49,7 +49,7 @@ def forecast_runs(transformer, config, **options):
 
 def check_forecast(transformer, family, stack, return_dict: bool) -> None:
     """A forecast takes the place of the whole model, see `contract.check_forecast`; `stack` says what is the model."""
-    plain, active = forecast_runs(transformer, ForecastConfig(threshold=2.0), return_dict=return_dict)
+    plain, active = forecast_runs(transformer, computes({0, 2, 4, 7, 10, 13}), return_dict=return_dict)
 
     def denoised(tensors, step):  # but for the latent, which does not change
         sigma = 1 - step / contract.FORECAST_STEPS if family.flow else 1.0
