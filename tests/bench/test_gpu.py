@@ -393,3 +393,11 @@ def test_refusals(capsys, monkeypatch):
         with pytest.raises(SystemExit):
             gpu.main(argv)
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.5, 1.0, 2.0])
+def test_the_presets_of_the_readme_are_what_is_planned(threshold):
+    page = (gpu_plans.ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.replace("*", "").startswith(f"| {threshold:g} |"))
+    plans = (f"{steps / gpu_plans.planned(steps, threshold):.1f}x" for steps in (20, 30, 50))
+    assert row.endswith(f"| {' | '.join(plans)} |")
