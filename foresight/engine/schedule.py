@@ -163,12 +163,12 @@ class Schedule:
         d, shift = 1 / max(1, steps), TYPICAL_SHIFT if self._noise is None and self._first is None else 1.0
         seen = [min(self._noise(level), 1 - 1e-6) for level in self._seen[1:]] if self._noise is not None else []
         odds = [sigma / (1 - sigma) for sigma in seen]
-        k = self._first_step + 1  # where the first of them was seen
-        if odds and steps > 2 and k < steps:
-            if k == 1 and len(odds) == 2 and odds[1] < 0.5 * odds[0]:
+        at = self._first_step + 1  # the step at which the first of them was seen
+        if odds and steps > 2 and at < steps:
+            if at == 1 and len(odds) == 2 and odds[1] < 0.5 * odds[0]:
                 ratio = odds[1] / odds[0]
                 d = min(max((1 - 2 * ratio) / (2 - 2 * ratio), d), 1 / (steps - 1))
-            shift = max(odds[0] * k * d / (1 - k * d), 0.1)
+            shift = max(odds[0] * at * d / (1 - at * d), 0.1)
         times = [*(max(0.0, 1 - k * d) for k in range(steps)), 0.0]
         return times, [_shifted(t, shift) for t in times]
 

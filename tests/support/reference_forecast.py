@@ -250,7 +250,7 @@ class Reference:
         bend = max(1.0, math.exp(self.bent))
         self.jumped = e > min(max(trajectory.JUMP * bend * expected, trajectory.ROUNDING), trajectory.FAR)
         ratio = min(max(e / expected, 1 / trajectory.MOST), trajectory.MOST)
-        if sloped and m - n < trajectory.NEAR and ratio >= bend or sloped and m - n < trajectory.NEAR and bend == 1:
+        if sloped and m - n < trajectory.NEAR and max(1.0, ratio) >= bend:
             return
         self.shown = ratio, u_n, u_m
         self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)
