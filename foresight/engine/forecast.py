@@ -3,8 +3,7 @@
 It is not the paper's: what is measured and reused here is the output at latent size, not the blocks'. In symbols, with
 D_n the output computed at position u_n of the schedule (in steps), and gamma the user's threshold:
 
-1. Plan: which steps are computed is planned from the noise levels before the run, see `plan`, with mu = 0.0225
-   gamma^1.25. After each computed evaluation, the rest is planned again.
+1. Plan: the steps to compute are planned from the noise levels, before the run and after each of them, see `plan`.
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
    computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 0.2 N), N being the steps of a whole run.
    After the first evaluation s is 0.
@@ -34,20 +33,16 @@ from .budget import Need
 from .compiler import outside_graphs
 from .config import Config
 from .evidence import Evidence
-from .history import History
-from .plan import EARLY, Planner
+from .history import HOLDS_UNTIL, History
+from .plan import EARLY, MULTISTEP, Planner, ending, price
 from .policy import Decision, Policy, policy_for
 from .schedule import Place, whole_steps
 from .stats import Evaluation
 from .tape import Restart
 from .tensors import Tensors
-from .trajectory import LEAST, Trajectory
+from .trajectory import LEAST, MOST_TRAJECTORIES, Trajectory
 
 LAST = 0.04  # share of the run's steps, at its end, that are never left out: little comes after to mend an error
-MU = 0.0225  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
-STEEPNESS = 1.25  # mu grows with this power of gamma
-MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
-HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given again before there is a slope
 
 
 @dataclass(frozen=True)
@@ -76,10 +71,9 @@ class Forecast(Policy):
         super().__init__(*args)
         self._blend, self._tape = self.resources.blend, self.resources.tape
         self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
-        self._mu = MU * self.config.threshold**STEEPNESS / (self._tape.amplifies if self._tape is not None else 1.0)
+        self._amplifies, self._order = (self._tape.amplifies, self._tape.order) if self._tape is not None else (1.0, 1)
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
-        self._planner: Planner | None = None
-        self._plan: list[int] = []
+        self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
@@ -93,13 +87,14 @@ class Forecast(Policy):
 
     @property
     def rest(self) -> str:
-        if not self._mu:
+        if math.isinf(self._amplifies):
             return "nothing is forecast for this sampler"
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
         steps, last = len(places) - 1, self._last_steps(places)
-        self._N = whole_steps(places)
+        self._places, self._N = places, whole_steps(places)
+        self._mu = price(self.config.threshold, self._N) / self._amplifies
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
         in_a_row, whole, gamma = self._most_in_a_row, self.resources.stage.whole or steps, self.config.threshold
@@ -122,7 +117,9 @@ class Forecast(Policy):
         if not self.last or self.steps is None or self._open_end:
             return 0
         # a run that ends noisy pays back before its last step, whose output others may use as it is
-        return max(1, round(self.last * (len(places) - 1))) + (places[-1].ends_noisy and not self._corrects)
+        noisy = places[-1].ends_noisy
+        least = 1 if noisy else ending(self.config.threshold, self._order)
+        return max(least, round(self.last * (len(places) - 1))) + (noisy and not self._corrects)
 
     def _next(self) -> int:
         """The step to compute after the last one."""
@@ -148,6 +145,9 @@ class Forecast(Policy):
         if self._blend is not None:
             self._blend.begin(place.level, self._latent, self.resources.offload.device, place.noise)
             self._latent = ()
+        if not (now.move.euler or self._corrects and not self._tape.broken) and self._order < MULTISTEP:
+            self._order, now.next = MULTISTEP, None
+            self.outlook(self._places)
         noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
         self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)

@@ -15,7 +15,11 @@ number of steps come there. `scale` is what this run has shown of it so far. In 
 
 since a step takes in as much of its output as it removes noise, the model makes more of it where that is much at once,
 and the rest of the run builds on an early error. The plan minimises the sum of c_k over the steps left out, plus mu for
-every step computed: computing has to save that much.
+every step computed: computing has to save that much. With gamma the user's threshold, and N the steps of a whole run,
+
+    mu = 0.019 gamma max(1, 20 / N)^1.5,
+
+divided by what the sampler makes of an error over what Euler's method does (`Tape.amplifies`).
 """
 
 import math
@@ -28,8 +32,11 @@ FLAT, BUMP, WHERE = 0.08, 0.17, -2.4  # of K; see bench/NOTES.md, "How errors gr
 EARLY = 0.6
 AT_ONCE = 4.0
 FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is free
-LONGEST, AT_MOST = 0.13, 0.2  # see `longest`
+MULTISTEP = 3  # outputs that a sampler may go by whose steps are not Euler's
 STILL = 1e-4  # of lambda; a step makes at least that much, for the same reason
+LONGEST, AT_MOST, FEW = 0.13, 0.2, 3  # see `longest`
+MU = 0.019  # error in the latent, in units of the noise
+SHORT = 20  # steps; in a shorter run each is a larger share of the time, and what is left out is further away
 
 
 def bend(lam: float) -> float:
@@ -37,9 +44,22 @@ def bend(lam: float) -> float:
     return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
 
 
-def longest(gamma: float) -> float:
-    """Share of a whole run's steps that may be left out in a row: a line says little about what is further away."""
-    return min(LONGEST * max(1.0, gamma), AT_MOST)
+def longest(gamma: float, steps: float) -> int:
+    """How many steps may be left out in a row in a run of so many: a line says little about what is further away.
+
+    That is a share of them; but in a short run too, a threshold of 2 leaves out two, and one of 3 three.
+    """
+    return max(math.ceil(min(LONGEST * max(1.0, gamma), AT_MOST) * steps), int(min(gamma, FEW)))
+
+
+def ending(gamma: float, order: int) -> int:
+    """How many of the last steps are computed for a sampler that goes by so many outputs; for a rough video fewer."""
+    return max(1, round(order / max(1.0, gamma)))
+
+
+def price(gamma: float, steps: float) -> float:
+    """mu for Euler's method, in a run that is a part of a whole of so many steps."""
+    return MU * gamma * max(1.0, SHORT / max(steps, 1)) ** 1.5
 
 
 class Planner:
@@ -71,7 +91,7 @@ class Planner:
         weights = [bend(p.lam) * _weight(p, early) for p in places]
         terms = [weights, [w * lam for w, lam in zip(weights, self._lam, strict=False)]]
         self._sums = [list(accumulate(each, initial=0.0)) for each in terms]  # of the weights, times 1 and lambda
-        self._longest = min(math.ceil(longest(gamma) * (whole or self.steps)), most_in_a_row)
+        self._longest = min(longest(gamma, whole or self.steps), most_in_a_row)
 
     def cost(self, n: int, m: int) -> float:
         """The sum of c_k over the steps between n and m, for a scale of 1."""

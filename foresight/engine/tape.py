@@ -69,6 +69,7 @@ class Tape:
 
     Args:
         amplifies: How much more than Euler's method the sampler makes of errors that are there in every other output.
+        order: How many outputs a step of the sampler goes by, where it makes much of the last ones; else 1.
         until: Position of the last evaluation that is kept; by default all are. A tape that ends early is there to take
             back what was left out, and corrects nothing.
 
@@ -79,8 +80,8 @@ class Tape:
         agreement: With other processes, whose samplers are started again in the same evaluations; None without.
     """
 
-    def __init__(self, amplifies: float = 1.0, until: float = math.inf):
-        self.amplifies, self._until = amplifies, until
+    def __init__(self, amplifies: float = 1.0, order: int = 1, until: float = math.inf):
+        self.amplifies, self.order, self._until = amplifies, order, until
         self.corrects = until == math.inf
         self.broken: str | None = None
         self.restarts = 0

@@ -6,7 +6,9 @@ from collections.abc import Hashable
 from .history import History
 from .moves import Move, Track
 from .plan import bend
+from .schedule import NOISIEST
 
+MOST_TRAJECTORIES = 4  # of a run at a time; a name that is new at every evaluation is none
 NEWEST = 0.35  # share of the newest measurement in what is expected of the next
 LEAST = 0.5  # the bend of a run over what is expected is never taken to be less
 MOST = 32.0  # no measurement counts for more than this factor, up or down
@@ -82,7 +84,9 @@ class Trajectory:
         found = min(max(error / expected, 1 / MOST), MOST)
         if far >= NEAR or not sloped or max(1.0, found) < self._bend:
             self.found = found
-            self._bent += NEWEST * (math.log(self.found) - self._bent)
+            # the output of noise given again: how far off it usually is, is known, and there is nothing else to go by
+            first = not sloped and not self._bent and len(self._lams) == 2 and self._lams[0] <= NOISIEST
+            self._bent += (1.0 if first else NEWEST) * (math.log(self.found) - self._bent)
         if jump:
             for history in self.histories.values():
                 history.forget()  # so that what comes next is computed

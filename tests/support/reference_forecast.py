@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import comfy.utils
 
 from foresight.engine import forecast, history, moves, plan, schedule, trajectory
-from foresight.hosts.comfyui.replay import amplification
+from foresight.hosts.comfyui.replay import amplification, order
 from foresight.hosts.comfyui.run import TAKES_BACK
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -43,7 +43,7 @@ class Reference:
         self.shapes = kwargs.get("latent_shapes")
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
-        self.mu = forecast.MU * self.gamma**forecast.STEEPNESS / amplification(sampler)
+        self.amplifies, self.order = amplification(sampler), order(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
@@ -113,17 +113,27 @@ class Reference:
             cost += self.bend(self.lam(s[k])) * weight * (lam[k] - lam[n]) * math.sqrt(lam[m] - lam[n])
         return cost
 
+    @property
+    def whole(self):
+        return (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+
+    @property
+    def mu(self):
+        return plan.MU * self.gamma * max(1, (plan.SHORT / self.whole) ** 1.5) / self.amplifies
+
     def following(self, n, scale):
         """The step to compute after n, by trying everything."""
         s, steps = self.sigmas, len(self.sigmas) - 1
-        last = max(1, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
+        exact = 1 if s[-1] > 0 else max(1, round(self.order / max(1, self.gamma)))
+        last = max(exact, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
+        most = max(math.ceil(min(0.13 * max(1, self.gamma), 0.2) * steps), math.floor(min(3, self.gamma)))
 
         @functools.cache
         def rest(n):
             found = []
             for m in range(n + 1, steps + 1):
                 gap = [k for k in range(n + 1, m)]
-                if len(gap) > math.ceil(plan.longest(self.gamma) * steps) or any(k >= steps - last for k in gap):
+                if len(gap) > most or any(k >= steps - last for k in gap):
                     break
                 behind = (0.0, steps) if m == steps else (rest(m)[0] + self.mu, m)
                 found.append((scale * self.costs(n, m) + behind[0], m))
@@ -161,7 +171,7 @@ class Reference:
             return
         ratio, u_n, u_m = shown
         n, m = int(u_n + 1e-3), int(u_m + 1e-3)
-        if m - n < 2 or self.pays and u_m > TAKES_BACK * (len(self.sigmas) - 1):
+        if m - n < 2 or self.pays and u_m > TAKES_BACK * max(8, len(self.sigmas) - 1):
             return
         if ratio * price * self.costs(n, m) > self.mu * (m - n):
             while self.tape[-1][0] > u_n + 1e-6:
@@ -178,8 +188,7 @@ class Reference:
         return d1 + (d1 - d0) / (u1 - u0) * self.reach(u - u1)
 
     def reach(self, h):
-        whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
-        return h / (1 + max(h, 0) / (history.DAMPING * whole))
+        return h / (1 + max(h, 0) / (history.DAMPING * self.whole))
 
     def _leave_out(self, x, sigma, u):
         guess = self.line(u)
@@ -219,7 +228,7 @@ class Reference:
         if not again:
             self.lams = [*self.lams[-1:], lam]
         if not self.known and not again:
-            self.holds = self.over(sigma) <= forecast.HOLDS_UNTIL
+            self.holds = self.over(sigma) <= history.HOLDS_UNTIL
         self.known = [*self.known[-1:], (u, out.clone())]
         if self.jumped:
             self.known, self.holds, self.jumped = self.known[-1:], False, False
@@ -253,7 +262,9 @@ class Reference:
         if sloped and m - n < trajectory.NEAR and max(1.0, ratio) >= bend:
             return
         self.shown = ratio, u_n, u_m
-        self.bent += trajectory.NEWEST * (math.log(ratio) - self.bent)
+        begins = not sloped and not self.bent and len(self.lams) == 1 and n <= schedule.NOISIEST
+        weight = 1 if begins else trajectory.NEWEST
+        self.bent += weight * (math.log(ratio) - self.bent)
 
     def _move(self, x, sigma):
         """How much more than Euler's step the sampler took in, and whether it was given its latent again."""
@@ -273,6 +284,8 @@ class Reference:
             goes_on &= ratio > moves.UNRELATED if toward else moved == 0
             self.euler &= (w - b * v).norm().item() <= moves.EULER * b * toward
             factors.append(ratio)
+        if self.pays and not self.euler and self.order < 3:  # nothing corrects it, so it may be UniPC
+            self.order, self.next = 3, None
         if not goes_on:
             self.begin()
         return max(factors), idle

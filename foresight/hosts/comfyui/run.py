@@ -25,11 +25,12 @@ from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
 from .levels import Levels
 from .outputs import Parts, SamplerFunctions
-from .replay import Replay, amplification, takes_euler_steps
+from .replay import Replay, amplification, order, takes_euler_steps
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
 TAKES_BACK = 0.25  # share of a run's steps, at its beginning, after which Euler's method takes back nothing any more
+SHORT = 8  # steps; in a shorter run, that share of so many: before step 2 there is nothing to take back
 
 log = logging.getLogger(__package__)
 
@@ -263,8 +264,8 @@ def _variance_noise(sigma: float) -> float:
 def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone: bool) -> Tape | None:
     """The tape of a run. Euler's method is paid back what forecasts leave, and needs none but to take them back."""
     if takes_euler_steps(sampler, denoise_mask):
-        return Tape(until=TAKES_BACK * steps) if alone else None
-    return Tape(amplification(sampler))
+        return Tape(until=TAKES_BACK * max(steps, SHORT)) if alone else None
+    return Tape(amplification(sampler), order(sampler))
 
 
 def _why_not(sampler: object) -> str | None:

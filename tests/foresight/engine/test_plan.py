@@ -6,9 +6,9 @@ import math
 import pytest
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.plan import Planner
+from foresight.engine.plan import Planner, ending, longest, price
 from foresight.engine.schedule import Schedule, whole_steps
-from foresight.engine.trajectory import Trajectory, _off
+from foresight.engine.trajectory import NEWEST, Trajectory, _off
 
 
 def places(levels):
@@ -86,7 +86,7 @@ def test_what_must_be_computed_is_and_no_more_in_a_row_is_left_out():
     assert len(plan) == 8  # two up to 7, three up to 18 (10, 13 and 16, say), and what must be
 
 
-@pytest.mark.parametrize(("gamma", "most"), [(0.1, 3), (1.0, 3), (1.5, 4), (4.0, 4)])
+@pytest.mark.parametrize(("gamma", "most"), [(0.1, 3), (1.0, 3), (1.5, 4), (8.0, 4)])
 def test_a_higher_threshold_leaves_more_out_in_a_row(gamma, most):
     made = Planner(places(flow(20)), [k in (0, 19) for k in range(20)], math.inf, gamma=gamma)
     assert max(m - n for n, m in itertools.pairwise([0, *made.plan(0, 1.0, 1e9), 20])) == most + 1
@@ -161,6 +161,55 @@ def test_where_the_picture_takes_shape_more_is_computed_whatever_the_shift():
 def test_twice_as_far_a_line_is_off_by_the_power_of_one_and_a_half():
     near, far, farther = (_off(-1 - 1.5 * h, -1 - 0.5 * h, -1 + 0.5 * h) for h in (0.1, 0.2, 0.4))
     assert far / near == pytest.approx(2**1.5) and farther / far == pytest.approx(2**1.5)
+
+
+def test_the_first_that_a_run_shows_is_all_there_is_and_what_comes_later_counts_a_third():
+    trajectory = Trajectory()
+    trajectory.begin_gap(0.0, -5.0)
+    trajectory.begin_gap(5.0, -4.0)
+    trajectory.learn([0.16], sloped=False)  # the first output given again, expected to be 0.08 off
+    assert trajectory.scale == pytest.approx(2.0)
+    trajectory.begin_gap(8.0, -3.0)
+    trajectory.learn([8 * _off(-5.0, -4.0, -3.0)], sloped=True)
+    assert trajectory.scale == pytest.approx(2 * 4**NEWEST)
+    trajectory.begin_gap(9.0, -2.0)
+    trajectory.learn([0.08 * 8 * 4**NEWEST], sloped=False)  # after a jump: there is something to go by
+    assert trajectory.scale == pytest.approx(2 * 4 ** (2 * NEWEST))
+
+
+@pytest.mark.parametrize("lams", [(-2.5, -1.5), (-5.0, -4.99, -4.0)])
+def test_a_first_output_of_anything_but_noise_says_less(lams):
+    """Given again, the output of a noisy video (image to video, a second stage) is further off than that of noise."""
+    trajectory = Trajectory()
+    for u, lam in enumerate(lams):
+        trajectory.begin_gap(float(u), lam)
+    trajectory.learn([0.16 * (lams[-1] - lams[-2])], sloped=False)
+    assert trajectory.scale == pytest.approx(2**NEWEST)
+
+
+@pytest.mark.parametrize(("gamma", "most"), [(0.5, 1), (1.0, 1), (2.0, 2), (3.0, 3), (8.0, 3)])
+def test_a_high_threshold_leaves_more_out_in_a_row_in_a_run_of_few_steps_too(gamma, most):
+    assert longest(gamma, 4) == most
+
+
+@pytest.mark.parametrize(("gamma", "steps"), [(0.1, 3), (1.0, 3), (2.0, 2), (4.0, 1), (8.0, 1)])
+def test_a_rough_video_takes_less_care_of_the_end(gamma, steps):
+    assert ending(gamma, 3) == steps and ending(gamma, 1) == 1
+
+
+def test_the_price_of_a_step_is_closed_form():
+    assert price(1.0, 20) == price(1.0, 50) == 0.019 and price(2.0, 20) == 2 * price(1.0, 20)
+    assert price(1.0, 5) == pytest.approx(8 * 0.019)  # (20 / 5)^1.5
+
+
+def test_a_step_of_a_part_is_worth_what_it_is_in_the_whole():
+    """The second half of 16 steps is not a run of 8, in which a step would be worth more."""
+    whole = [1 - k / 16 for k in range(17)]
+    half, alone = (
+        Run(ForecastConfig(), schedule=whole[8:], noise=lambda sigma: sigma, **told)._policy
+        for told in ({"over": lambda level: 1 - level}, {})
+    )
+    assert half._mu == pytest.approx(price(0.5, 16)) and alone._mu == pytest.approx(price(0.5, 8)) != half._mu
 
 
 def test_what_is_near_to_the_computed_step_before_tells_nothing_of_how_the_rest_bends():
