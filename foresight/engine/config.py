@@ -53,7 +53,7 @@ class Config:
     by_block: ClassVar[bool] = False
 
     warmup_steps: int = limited(0, 0, 100, 1)
-    threshold: float = limited(0.5, 0.0, 8.0, 0.05)
+    threshold: float = limited(0.5, 0.0, 32.0, 0.05)
     reuse_interval: int = limited(0, 0, 8, 1)
     start_percent: float = limited(0.0, 0.0, 1.0, 0.01)
     end_percent: float = limited(1.0, 0.0, 1.0, 0.01)

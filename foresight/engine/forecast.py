@@ -34,7 +34,7 @@ from .compiler import outside_graphs
 from .config import Config
 from .evidence import Evidence
 from .history import HOLDS_UNTIL, History
-from .plan import EARLY, MULTISTEP, Planner, ending, price
+from .plan import EARLY, MU, MULTISTEP, Planner, ending
 from .policy import Decision, Policy, policy_for
 from .schedule import Place, whole_steps
 from .stats import Evaluation
@@ -71,7 +71,8 @@ class Forecast(Policy):
         super().__init__(*args)
         self._blend, self._tape = self.resources.blend, self.resources.tape
         self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
-        self._amplifies, self._order = (self._tape.amplifies, self._tape.order) if self._tape is not None else (1.0, 1)
+        amplifies, self._order = (self._tape.amplifies, self._tape.order) if self._tape is not None else (1.0, 1)
+        self._mu = MU * self.config.threshold / amplifies
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
@@ -87,14 +88,13 @@ class Forecast(Policy):
 
     @property
     def rest(self) -> str:
-        if math.isinf(self._amplifies):
+        if not self._mu:
             return "nothing is forecast for this sampler"
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
         steps, last = len(places) - 1, self._last_steps(places)
         self._places, self._N = places, whole_steps(places)
-        self._mu = price(self.config.threshold, self._N) / self._amplifies
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
         in_a_row, whole, gamma = self._most_in_a_row, self.resources.stage.whole or steps, self.config.threshold

@@ -15,10 +15,7 @@ number of steps come there. `scale` is what this run has shown of it so far. In 
 
 since a step takes in as much of its output as it removes noise, the model makes more of it where that is much at once,
 and the rest of the run builds on an early error. The plan minimises the sum of c_k over the steps left out, plus mu for
-every step computed: computing has to save that much. With gamma the user's threshold, and N the steps of a whole run,
-
-    mu = 0.019 gamma max(1, 20 / N)^1.5,
-
+every step computed: computing has to save that much. With gamma the user's threshold, mu = 0.019 gamma,
 divided by what the sampler makes of an error over what Euler's method does (`Tape.amplifies`).
 """
 
@@ -35,8 +32,7 @@ FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is 
 MULTISTEP = 3  # outputs that a sampler may go by whose steps are not Euler's
 STILL = 1e-4  # of lambda; a step makes at least that much, for the same reason
 LONGEST, AT_MOST, FEW = 0.13, 0.2, 3  # see `longest`
-MU = 0.019  # error in the latent, in units of the noise
-SHORT = 20  # steps; in a shorter run each is a larger share of the time, and what is left out is further away
+MU = 0.019  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
 
 
 def bend(lam: float) -> float:
@@ -55,11 +51,6 @@ def longest(gamma: float, steps: float) -> int:
 def ending(gamma: float, order: int) -> int:
     """How many of the last steps are computed for a sampler that goes by so many outputs; for a rough video fewer."""
     return max(1, round(order / max(1.0, gamma)))
-
-
-def price(gamma: float, steps: float) -> float:
-    """mu for Euler's method, in a run that is a part of a whole of so many steps."""
-    return MU * gamma * max(1.0, SHORT / max(steps, 1)) ** 1.5
 
 
 class Planner:

@@ -43,7 +43,7 @@ class Reference:
         self.shapes = kwargs.get("latent_shapes")
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
-        self.amplifies, self.order = amplification(sampler), order(sampler)
+        self.mu, self.order = plan.MU * self.gamma / amplification(sampler), order(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
@@ -113,14 +113,6 @@ class Reference:
             cost += self.bend(self.lam(s[k])) * weight * (lam[k] - lam[n]) * math.sqrt(lam[m] - lam[n])
         return cost
 
-    @property
-    def whole(self):
-        return (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
-
-    @property
-    def mu(self):
-        return plan.MU * self.gamma * max(1, (plan.SHORT / self.whole) ** 1.5) / self.amplifies
-
     def following(self, n, scale):
         """The step to compute after n, by trying everything."""
         s, steps = self.sigmas, len(self.sigmas) - 1
@@ -188,7 +180,8 @@ class Reference:
         return d1 + (d1 - d0) / (u1 - u0) * self.reach(u - u1)
 
     def reach(self, h):
-        return h / (1 + max(h, 0) / (history.DAMPING * self.whole))
+        whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+        return h / (1 + max(h, 0) / (history.DAMPING * whole))
 
     def _leave_out(self, x, sigma, u):
         guess = self.line(u)

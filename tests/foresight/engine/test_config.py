@@ -10,7 +10,7 @@ from foresight.engine.policy import policy_of
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"threshold": -0.1}, "threshold=-0.1: must be between 0.0 and 8.0"),
+        ({"threshold": -0.1}, "threshold=-0.1: must be between 0.0 and 32.0"),
         ({"threshold": math.nan}, "threshold=nan: must be a finite number"),
         ({"threshold": "0.5"}, "threshold='0.5': must be a finite number"),
         ({"warmup_steps": 101}, "warmup_steps=101: must be between 0 and 100"),

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.plan import Planner, ending, longest, price
+from foresight.engine.plan import Planner, ending, longest
 from foresight.engine.schedule import Schedule, whole_steps
 from foresight.engine.trajectory import NEWEST, Trajectory, _off
 
@@ -195,21 +195,6 @@ def test_a_high_threshold_leaves_more_out_in_a_row_in_a_run_of_few_steps_too(gam
 @pytest.mark.parametrize(("gamma", "steps"), [(0.1, 3), (1.0, 3), (2.0, 2), (4.0, 1), (8.0, 1)])
 def test_a_rough_video_takes_less_care_of_the_end(gamma, steps):
     assert ending(gamma, 3) == steps and ending(gamma, 1) == 1
-
-
-def test_the_price_of_a_step_is_closed_form():
-    assert price(1.0, 20) == price(1.0, 50) == 0.019 and price(2.0, 20) == 2 * price(1.0, 20)
-    assert price(1.0, 5) == pytest.approx(8 * 0.019)  # (20 / 5)^1.5
-
-
-def test_a_step_of_a_part_is_worth_what_it_is_in_the_whole():
-    """The second half of 16 steps is not a run of 8, in which a step would be worth more."""
-    whole = [1 - k / 16 for k in range(17)]
-    half, alone = (
-        Run(ForecastConfig(), schedule=whole[8:], noise=lambda sigma: sigma, **told)._policy
-        for told in ({"over": lambda level: 1 - level}, {})
-    )
-    assert half._mu == pytest.approx(price(0.5, 16)) and alone._mu == pytest.approx(price(0.5, 8)) != half._mu
 
 
 def test_what_is_near_to_the_computed_step_before_tells_nothing_of_how_the_rest_bends():
