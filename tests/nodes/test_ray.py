@@ -109,8 +109,8 @@ def test_what_is_not_raylights_is_refused_by_name(other, by_value):
 
 
 def test_a_wrong_setting_is_said_before_any_worker_hears_it(actors, by_value):
-    with pytest.raises(ValueError, match="threshold=9"):
-        workers.apply_in_workers(actors, "forecast", {"threshold": 9})
+    with pytest.raises(ValueError, match="threshold=99"):
+        workers.apply_in_workers(actors, "forecast", {"threshold": 99})
 
 
 def test_a_worker_without_the_pack_says_where_it_looked(monkeypatch):
