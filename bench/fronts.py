@@ -42,7 +42,10 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def speedup_at(points: list[tuple[float, float]], target: float) -> tuple[float, bool] | None:
-    """Speed-up of a front where its PSNR is `target` dB, on the straight line between its two nearest points.
+    """Speed-up of a front where its PSNR is `target` dB.
+
+    It is on the straight line from the fastest point that has it to the next faster one that was measured, on the front
+    or not: a line over points that are worse would claim what they disprove.
 
     Returns:
         (speed-up, whether it is a lower bound: the whole front is above the target, and this is its fastest point), or
@@ -53,14 +56,16 @@ def speedup_at(points: list[tuple[float, float]], target: float) -> tuple[float,
         return None
     if best[-1][1] >= target:
         return best[-1][0], best[-1][1] > target
-    for (slow, high), (fast, low) in zip(best, best[1:], strict=False):
-        if high >= target > low:
-            return slow + (high - target) / (high - low) * (fast - slow), False
-    raise AssertionError("a front falls")
+    slow, high = max(point for point in best if point[1] >= target)
+    fast, negative = min((speed, -quality) for speed, quality in points if speed > slow)
+    return slow + (high - target) / (high + negative) * (fast - slow), False
 
 
 def quality_at(points: list[tuple[float, float]], speedup: float) -> tuple[float, bool] | None:
-    """Quality of a front at a speed-up, on the straight line between its two nearest points.
+    """Quality of a front at a speed-up.
+
+    It is on the straight line between the two measured points around it, on the front or not, or what a faster one has
+    where that is more.
 
     Returns:
         (quality, whether it is a lower bound: the whole front is faster, and this is its slowest point), or None when
@@ -69,12 +74,12 @@ def quality_at(points: list[tuple[float, float]], speedup: float) -> tuple[float
     best = front(points)
     if not best or best[-1][0] < speedup - 1e-9:
         return None
-    if best[0][0] >= speedup:
-        return best[0][1], best[0][0] > speedup
-    for (slow, high), (fast, low) in zip(best, best[1:], strict=False):
-        if slow < speedup <= fast + 1e-9:
-            return high + (speedup - slow) / (fast - slow) * (low - high), False
-    raise AssertionError("a front is ordered")
+    if best[0][0] >= speedup - 1e-9:
+        return best[0][1], best[0][0] > speedup + 1e-9
+    slow, high = max(point for point in points if point[0] < speedup - 1e-9)
+    fast, negative = min((speed, -quality) for speed, quality in points if speed > speedup - 1e-9)
+    between = high + (speedup - slow) / (fast - slow) * (-negative - high)
+    return max(between, *(quality for speed, quality in best if speed > speedup - 1e-9)), False
 
 
 def points_of(rows: list[dict], cost: str, quality: str, without: int | None = None) -> list[tuple[float, float]]:

@@ -63,6 +63,14 @@ def test_nothing_is_extrapolated():
     assert fronts.quality_at([], 2.0) is None
 
 
+def test_nothing_is_claimed_over_a_point_that_disproves_it():
+    points = [(1.0, 75.0), (1.6, 38.0), (2.0, 39.0)]
+    assert fronts.speedup_at(points, 45) == (pytest.approx(1 + 0.6 * 30 / 37), False)  # not 1.83
+    assert fronts.quality_at(points, 1.3) == (pytest.approx(56.5), False)
+    assert fronts.quality_at(points, 1.5) == (pytest.approx(75 - 37 * 5 / 6), False)  # not 57
+    assert fronts.quality_at(points, 1.8) == (39.0, False)  # a faster one has it
+
+
 def test_a_point_at_which_nothing_was_reused_is_on_no_front():
     rows = [row(1.01, fronts.SAME), row(1.5, 40), {"cannot_run": "no"}]
     assert fronts.points_of(rows, "cpu_ratio", "psnr") == [(pytest.approx(1.5), 40)]
