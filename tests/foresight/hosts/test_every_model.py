@@ -22,8 +22,8 @@ from support.comfy_any import GUIDERS, MODELS, QuantizedPatcher, guided, sample
 from support.reference_forecast import Reference
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
-NOTHING, MUCH = ForecastConfig(threshold=1e-12), ForecastConfig(threshold=2.0)
-VALIDATED = ForecastConfig(threshold=2.0, validate=True)
+NOTHING, MUCH = ForecastConfig(threshold=1e-12), ForecastConfig(threshold=2.8)
+VALIDATED = ForecastConfig(threshold=2.8, validate=True)
 KNOWN = {"ltx_2"}  # in the table of families, because its blocks are known
 
 
