@@ -84,7 +84,7 @@ class Trajectory:
         found = min(max(error / expected, 1 / MOST), MOST)
         if far >= NEAR or not sloped or max(1.0, found) < self._bend:
             self.found = found
-            # the output of noise given again: how far off it usually is, is known, and there is nothing else to go by
+            # nothing was shown before, and for an output of pure noise it is well known how far off it usually is
             first = not sloped and not self._bent and len(self._lams) == 2 and self._lams[0] <= NOISIEST
             self._bent += (1.0 if first else NEWEST) * (math.log(self.found) - self._bent)
         if jump:
