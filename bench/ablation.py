@@ -20,7 +20,7 @@ from foresight.engine.history import History
 from foresight.engine.stages import Stage
 
 from .forced import errors_of, settings_of
-from .fronts import SAME, front
+from .fronts import SAME, quality_at
 from .workloads import BY_NAME, Workload
 
 RESULT = Path(__file__).with_name("results") / "ablation.json"
@@ -140,12 +140,9 @@ def points(name: str, model: str, workload: Workload, prompts) -> list[tuple[flo
 
 
 def psnr_at(found: list[tuple[float, float]], speedup: float) -> float | None:
-    """PSNR of a front at a speed-up, on the straight line between its neighbours; None outside of it."""
-    best = front([point for point in found if point[1] < SAME])
-    for (slow, high), (fast, low) in zip(best, best[1:], strict=False):
-        if slow <= speedup <= fast:
-            return high + (low - high) * (speedup - slow) / (fast - slow)
-    return None
+    """PSNR of a variant at a speed-up, as the tables read it; None outside of what was measured."""
+    read = quality_at([point for point in found if point[1] < SAME], speedup)
+    return None if read is None or read[1] else read[0]
 
 
 def _one(name: str, model: str, prompts) -> list[dict]:
