@@ -19,7 +19,7 @@ import torch
 
 from .config import Config
 
-OPINIONS = 8  # most numbers of a method
+OPINIONS = 9  # most numbers of a method
 MEMORY, OTHER = 2.0, 1.0  # why a process gives up; among several reasons the larger number counts
 _NOTHING = -math.inf  # what a process says that knows nothing
 _WHY = {

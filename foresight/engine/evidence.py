@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -23,10 +24,11 @@ class Evidence:
         blend: Where the outputs are conds, what finds out how much of each the sampler takes; else None.
         together: Other processes share the decisions: `opinion` and `agree` come before `weigh`.
         parts: How many the latent has. The worst one's error decides; the record has each one's.
+        most_taken: See `tape.Tape`.
     """
 
-    def __init__(self, blend: Blend | None, together: bool = False, parts: int = 1):
-        self._blend, self._together, self._parts = blend, together, parts
+    def __init__(self, blend: Blend | None, together: bool = False, parts: int = 1, most_taken: float = math.inf):
+        self._blend, self._together, self._parts, self._most_taken = blend, together, parts, most_taken
         self._arriving: torch.Tensor | None = None
         self._sums: list[float] | None = None
         # by part, measured and not learned from yet; whether all had a slope; of how many outputs they are the worst
@@ -67,7 +69,7 @@ class Evidence:
         """Take in how the sampler came to the evaluation that begins at `level`, and what that says of errors."""
         move, errors = self._agreed or self._found(now, level)
         if move is not None:
-            now.take(move)
+            now.take(replace(move, price=min(move.price, self._most_taken)) if move.noisy else move)
         if self._blend is not None:
             now.euler &= move is not None  # what was not seen is not paid back
             if errors and now.histories:
@@ -93,17 +95,17 @@ class Evidence:
         missed = [max(errors), not self._errors[1]] if errors else [_NOTHING] * 2
         if not all(map(math.isfinite, self._errors[0])):
             missed[0] = math.inf
-        came = [_NOTHING] * 4
+        came = [_NOTHING] * 5
         if move is not None:
-            came = [not move.continues, not move.euler, move.price, move.idle]
+            came = [not move.continues, not move.euler, move.price, move.idle, move.noisy]
         if len(errors) != _TOLD:  # one that can't tell them apart keeps all from doing so
             errors = [math.inf if errors else _NOTHING] * _TOLD
         return [*missed, *came, *errors]
 
     def agree(self, now: Trajectory, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
         """See `Policy.agree`."""
-        error, unsloped, broken, bent, price, idle, *parts = opinion
-        move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0)
+        error, unsloped, broken, bent, price, idle, noisy, *parts = opinion
+        move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0, noisy > 0)
         self._errors = [], not unsloped > 0, 0
         errors = [] if error == _NOTHING else parts if all(map(math.isfinite, (error, *parts))) else [error]
         if told is not None and self._blend is not None:

@@ -6,7 +6,7 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
 1. Plan: the steps to compute are planned from the noise levels, before the run and after each of them, see `plan`.
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
    computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 0.2 N), N being the steps of a whole run.
-   After the first evaluation s is 0.
+   After the first evaluation s is 0, and where the sampler renews the noise r is (see `History.level`).
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent (of several parts: `history.quieted`). A line misses
    K (lambda_m - lambda_n) sqrt(lambda_m - lambda_(n-1)), so that e tells K. A running mean of log K, against what was
@@ -38,7 +38,7 @@ from .plan import EARLY, MU, MULTISTEP, Planner, ending
 from .policy import Decision, Policy, policy_for
 from .schedule import Place, whole_steps
 from .stats import Evaluation
-from .tape import Restart
+from .tape import Restart, Tape
 from .tensors import Tensors
 from .trajectory import LEAST, MOST_TRAJECTORIES, Trajectory
 
@@ -71,15 +71,15 @@ class Forecast(Policy):
         super().__init__(*args)
         self._blend, self._tape = self.resources.blend, self.resources.tape
         self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
-        amplifies, self._order = (self._tape.amplifies, self._tape.order) if self._tape is not None else (1.0, 1)
-        self._mu = MU * self.config.threshold / amplifies
+        sampler = self._tape or Tape()
+        self._mu, self._order = MU * self.config.threshold / sampler.amplifies, sampler.order
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
-        self._evidence = Evidence(self._blend, self.resources.together, self.resources.parts)
-        stage = self.resources.stage
+        together, stage = self.resources.together, self.resources.stage
+        self._evidence = Evidence(self._blend, together, self.resources.parts, sampler.most_taken)
         self._before, self._open_end = stage.before, stage.goes_on and not self._corrects
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False

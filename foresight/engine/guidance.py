@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
 
-from .moves import EULER, NEAR, STANDING, UNRELATED, Move
+from .moves import EULER, NEAR, STANDING, Move, move_of
 
 EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
 STEEP = 1e-5  # directions shorter than this, squared and relative, are rounding
@@ -26,6 +27,7 @@ class Guidance:
         self._flow = flow
         self.weights: dict[int, tuple[float, torch.Tensor]] = {}
         self._ways: dict[int, float] = {}  # by item, |x - x'|^2 of the last step that was one
+        self._noisy: dict[int, bool] = {}  # by item, whether that step has renewed the noise
 
     def judge(
         self,
@@ -55,7 +57,8 @@ class Guidance:
             for i, x in enumerate(table.T)
         ]
         moves, errors = [move for move, _ in judged], [error for _, error in judged]
-        move = Move(all(m.continues for m in moves), all(m.euler for m in moves), max(m.price for m in moves))
+        every = (all(getattr(m, x) for m in moves) for x in ("continues", "euler"))
+        move = Move(*every, max(m.price for m in moves), noisy=any(m.noisy for m in moves))
         return move, _by_part(errors, items)
 
     def _judge(
@@ -66,7 +69,8 @@ class Guidance:
             return Move(), None
         if b <= STANDING and self._flow:  # a second evaluation at the same noise level (Heun), if it is near
             near = way <= NEAR**2 * self._ways.get(item, 0.0)
-            return Move(continues=near, euler=False), _error(self.weights.get(item), gram, missed, most)
+            move = Move(continues=near, euler=False, noisy=self._noisy.get(item, False))
+            return move, _error(self.weights.get(item), gram, missed, most)
         self._ways[item] = way
         first = 2 if self._flow else 1
         basis, target = gram[first:, first:], gram[first:, 0]
@@ -77,8 +81,12 @@ class Guidance:
         ratio = -float(w.sum()) / b if self._flow else 1.0
         exact = EULER**2 * way + rounding * float(gram[1, 1])
         euler = residual <= exact and (ratio - 1) ** 2 * way <= exact
-        continues = residual <= (1 - EXPLAINED) * way and ratio > UNRELATED
-        return Move(continues, euler, max(1.0, ratio)), _error(self.weights[item], gram, missed, most)
+        explained = residual <= (1 - EXPLAINED) * way
+        # c |v| is the length of what is explained; of a model that is no flow model c is not known
+        new = math.sqrt(max(0.0, residual) / (way - residual)) * ratio * b if explained and self._flow else 0.0
+        move = move_of(ratio, euler, new)
+        self._noisy[item] = move.noisy
+        return replace(move, continues=move.continues and explained), _error(self.weights[item], gram, missed, most)
 
     def _remember(self, item: int, w: torch.Tensor, unexplained: float) -> None:
         """Take these weights, unless better ones are known: multistep samplers take in older outputs as well."""

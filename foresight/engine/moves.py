@@ -3,7 +3,8 @@
 With x' the latent of the last evaluation at noise level sigma', D' what the sampler was given for it, x the latent that
 comes next at sigma: Euler's step gives x = x' + b (D' - x'), b = 1 - sigma / sigma'. In all that is measured here,
 v = D' - x' and w = x - x'; c = <w, v> / <v, v> is what x really took of D', and c / b is 1 for Euler, near 1 for
-multistep samplers, larger where noise was added, and anything where x has nothing to do with x'.
+multistep samplers, larger where noise was added, and anything where x has nothing to do with x'. What of w is at right
+angles to v is new noise, next to which the differences of outputs that a multistep sampler takes in are small.
 """
 
 import math
@@ -16,6 +17,7 @@ from .tensors import Tensors
 EULER = 0.02  # a residual up to this share of the step is rounding: the sampler took D' as Euler does
 UNRELATED = 0.1  # a c / b below this: x did not go where D' points
 STANDING = 1e-3  # a b up to this is a second evaluation at the same noise level (Heun)
+RENEWED = 0.3  # new noise from this share of v on makes the next output what no slope foretells
 NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the last step
 
 
@@ -26,14 +28,17 @@ class Move:
     Attributes:
         continues: It goes on from the last one. If not, nothing that was measured says anything about it.
         euler: The sampler has taken what it was given as Euler's step does.
-        price: How much more of an output the sampler takes in than Euler's step would, at least 1.
+        price: How much more of an output the sampler takes in than Euler's step would, at least 1. Where it renews the
+            noise, c is mostly of the noise that it takes out, and this far too much.
         idle: It was given its own latent again (CFG-Zero* does that at first), which says nothing about what comes.
+        noisy: The sampler has renewed much of the noise, in its last step that was one.
     """
 
     continues: bool = True
     euler: bool = True
     price: float = 1.0
     idle: bool = False
+    noisy: bool = False
 
 
 class Track:
@@ -43,7 +48,7 @@ class Track:
         self._level: float | None = None
         self._x: Tensors = ()
         self._d: Tensors = ()
-        self._step = 0.0  # b of the last step that was one
+        self._step, self._noisy = 0.0, False  # b of the last step that was one, and whether it renewed the noise
         self._own = False  # D' is a stored output, which nobody changes
 
     @property
@@ -87,8 +92,9 @@ class Track:
         self._step = b if b > STANDING else self._step
         near = NEAR * self._step
         moves = [_judge(b, near, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
+        self._noisy = any(m.noisy for m in moves) if b > STANDING else self._noisy
         every, any_ = (all(getattr(m, x) for m in moves) for x in ("continues", "euler")), any(m.idle for m in moves)
-        return Move(*every, max(m.price for m in moves), any_)
+        return Move(*every, max(m.price for m in moves), any_, self._noisy)
 
 
 def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
@@ -98,5 +104,15 @@ def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
     euler = residual <= (EULER * b) ** 2 * vv
     if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first
         return Move(continues=ww == 0, euler=ww == 0, idle=True)
-    ratio = wv / vv / b
-    return Move(ratio > UNRELATED, euler, max(1.0, ratio))
+    return move_of(wv / vv / b, euler, math.sqrt(max(0.0, ww * vv - wv**2)) / vv)
+
+
+def move_of(ratio: float, euler: bool, new: float) -> Move:
+    """The move of a step.
+
+    Args:
+        ratio: c / b.
+        euler: Whether it is Euler's step.
+        new: Length of what is at right angles to v, over that of v.
+    """
+    return Move(ratio > UNRELATED, euler, max(1.0, ratio), noisy=new > RENEWED)

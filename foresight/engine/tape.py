@@ -70,6 +70,8 @@ class Tape:
     Args:
         amplifies: How much more than Euler's method the sampler makes of errors that are there in every other output.
         order: How many outputs a step of the sampler goes by, where it makes much of the last ones; else 1.
+        most_taken: How much more than Euler's step one of its steps takes of an output at most, where that renews the
+            noise (see `moves.Move`); not known by default.
         until: Position of the last evaluation that is kept; by default all are. A tape that ends early is there to take
             back what was left out, and corrects nothing.
 
@@ -80,8 +82,8 @@ class Tape:
         agreement: With other processes, whose samplers are started again in the same evaluations; None without.
     """
 
-    def __init__(self, amplifies: float = 1.0, order: int = 1, until: float = math.inf):
-        self.amplifies, self.order, self._until = amplifies, order, until
+    def __init__(self, amplifies: float = 1.0, order: int = 1, until: float = math.inf, most_taken: float = math.inf):
+        self.amplifies, self.order, self._until, self.most_taken = amplifies, order, until, most_taken
         self.corrects = until == math.inf
         self.broken: str | None = None
         self.restarts = 0

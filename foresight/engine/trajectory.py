@@ -106,6 +106,8 @@ class Trajectory:
             self.forget()
         self.move = move
         self.euler &= move.euler
+        for history in self.histories.values():
+            history.level = move.noisy
 
     @property
     def scale(self) -> float:

@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import comfy.utils
 
 from foresight.engine import forecast, history, moves, plan, schedule, trajectory
-from foresight.hosts.comfyui.replay import amplification, order
+from foresight.hosts.comfyui.replay import amplification, most_taken, order
 from foresight.hosts.comfyui.run import TAKES_BACK
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -44,11 +44,12 @@ class Reference:
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.mu, self.order = plan.MU * self.gamma / amplification(sampler), order(sampler)
+        self.most_taken = most_taken(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
         self.begin()
-        self.last, self.step = None, 0.0
+        self.last, self.step, self.noisy = None, 0.0, False
         found = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(found)
         for kind, wrapper in (
@@ -180,6 +181,8 @@ class Reference:
         return d1 + (d1 - d0) / (u1 - u0) * self.reach(u - u1)
 
     def reach(self, h):
+        if self.noisy:
+            return 0.0
         whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
         return h / (1 + max(h, 0) / (history.DAMPING * whole))
 
@@ -266,6 +269,7 @@ class Reference:
         before, given, level = self.last
         b, factors, goes_on, idle = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4), False
         self.step = b if b > moves.STANDING and goes_on else self.step
+        self.noisy &= b <= moves.STANDING
         for v, w in zip(self.rows(given - before), self.rows(x - before), strict=True):
             toward, moved = v.norm().item(), w.norm().item()
             if b <= moves.STANDING:
@@ -276,7 +280,9 @@ class Reference:
             ratio = (v * w).sum().item() / toward**2 / b if toward else 0.0
             goes_on &= ratio > moves.UNRELATED if toward else moved == 0
             self.euler &= (w - b * v).norm().item() <= moves.EULER * b * toward
-            factors.append(ratio)
+            new = (w - ratio * b * v).norm().item() / toward if toward else 0.0  # at right angles to v
+            self.noisy |= new > moves.RENEWED
+            factors.append(min(ratio, self.most_taken) if new > moves.RENEWED else ratio)
         if self.pays and not self.euler and self.order < 3:  # nothing corrects it, so it may be UniPC
             self.order, self.next = 3, None
         if not goes_on:

@@ -42,6 +42,15 @@ def order(sampler: object) -> int:
     return _ORDERS.get(getattr(_function_of(sampler), "__name__", ""), 1)
 
 
+def most_taken(sampler: object) -> float:
+    """How much more than Euler's step a step takes of an output at most, where the sampler renews the noise.
+
+    Of a sampler that goes by one output that is twice, as its step goes down to sigma'^2 / sigma before it adds noise.
+    Others make more of an error than that, with the noise, and a few never get over one (`lcm`, `dpmpp_3m_sde`).
+    """
+    return 2.0 if getattr(_function_of(sampler), "__name__", "") in _ANCESTRAL else math.inf
+
+
 def _function_of(sampler: object) -> Callable | None:
     """What is inside of a decorator that only watches; `moves` would find one that changes the steps."""
     function = getattr(sampler, "sampler_function", None)
@@ -63,6 +72,7 @@ _WEIGHTS = {
 }
 
 
+_ANCESTRAL = "sample_euler_ancestral", "sample_euler_ancestral_cfg_pp", "sample_exp_heun_2_x0_sde"
 _ORDERS = {"sample_unipc": 3, "sample_unipc_bh2": 3}
 
 

@@ -25,7 +25,7 @@ from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
 from .levels import Levels
 from .outputs import Parts, SamplerFunctions
-from .replay import Replay, amplification, order, takes_euler_steps
+from .replay import Replay, amplification, most_taken, order, takes_euler_steps
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
@@ -265,7 +265,7 @@ def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone:
     """The tape of a run. Euler's method is paid back what forecasts leave, and needs none but to take them back."""
     if takes_euler_steps(sampler, denoise_mask):
         return Tape(until=TAKES_BACK * max(steps, SHORT)) if alone else None
-    return Tape(amplification(sampler), order(sampler))
+    return Tape(amplification(sampler), order(sampler), most_taken=most_taken(sampler))
 
 
 def _why_not(sampler: object) -> str | None:

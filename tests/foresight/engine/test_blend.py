@@ -79,6 +79,16 @@ def test_noise_that_the_sampler_adds_has_its_price():
     assert move.continues and not move.euler and move.price == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.parametrize(("new", "noisy"), [(0.2, False), (0.4, True)])
+@pytest.mark.parametrize("weights", [(1.0,), (-2.0, 3.0)])
+def test_noise_that_is_renewed_is_seen_where_only_the_conds_are_known(new, noisy, weights):
+    units = [seeded(1), seeded(1) + 0.2 * seeded(2)][: len(weights)]
+    guided = sum(w * r for w, r in zip(weights, units, strict=True))
+    noise = new * guided.square().mean().sqrt() * seeded(3)
+    move, _ = judged([seeded(0) - r for r in units], [0.1 * seeded(4)] * len(units), -0.2 * guided + noise)
+    assert move.continues and move.noisy == noisy and move.price == pytest.approx(2.0, abs=0.2)
+
+
 def test_a_model_that_is_no_flow_model():
     x, units, missed = seeded(0), [seeded(1), seeded(1) + 0.2 * seeded(2)], [0.05 * seeded(3), 0.05 * seeded(4)]
     step = -0.02 * x + 0.1 * (units[0] + 3 * (units[1] - units[0]))

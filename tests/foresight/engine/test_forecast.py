@@ -179,6 +179,25 @@ def test_where_nothing_corrects_a_sampler_of_other_steps_than_eulers_the_last_th
     assert set(range(20 - least, 20)) <= set(run._policy.planned)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.6])
+def test_where_the_sampler_renews_the_noise_an_output_is_given_again_and_else_the_line_goes_on(noise):
+    levels, numbers = [1 - i / 20 for i in range(21)], torch.Generator().manual_seed(1)
+    run = Run(computes({0, 1, 4, 8, 12, 19}), schedule=levels, noise=lambda sigma: sigma)
+    x, given = torch.randn((1, 64), generator=numbers), []
+    for i in range(20):
+        run.begin_evaluation(levels[i], latent=(x,))
+        output, unit = torch.full((1, 64), 1 + 0.1 * i), torch.ones(1, 64)
+        (d,) = run.output("x", x.shape, lambda out=output: (out,), x.device, lambda out, unit=unit: (unit,))
+        given.append(d.mean().item())
+        new = noise * (d - x).square().mean().sqrt() * torch.randn((1, 64), generator=numbers)
+        x = d + levels[i + 1] / levels[i] * (x - d) + new
+    assert [e.kind for e in run.close().evaluations[5:8]] == ["reuse"] * 3
+    if noise > 0.3:
+        assert given[5:8] == pytest.approx([1.4] * 3)
+    else:
+        assert 1.4 < given[5] < given[6] < given[7] < 1.7
+
+
 @pytest.mark.parametrize(("order", "until", "last"), [(1, 20, 1), (3, 20, 3), (3, 10, 1)])
 def test_a_sampler_that_goes_by_three_outputs_has_them_at_the_end_of_the_whole(order, until, last):
     levels = [1 - i / 20 for i in range(until + 1)]

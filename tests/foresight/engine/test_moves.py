@@ -25,6 +25,20 @@ def test_a_sampler_that_takes_in_more_has_its_price():
     assert found.continues and not found.euler and found.price == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize(("new", "noisy"), [(0.25, False), (0.35, True)])
+def test_noise_that_is_renewed_is_told_from_what_a_multistep_sampler_adds(new, noisy):
+    # three times Euler's step toward 1, and as long as `new` times v at right angles to it
+    x = torch.tensor([[0.75 + new, 0.75 - new, 0.75 + new, 0.75 - new]])
+    track = Track()
+    track.note(1.0, (torch.zeros(1, 4),), (torch.ones(1, 4),), False, None)
+    found = track.judge(track.measure((x,)).tolist(), 0.75)
+    assert found == Move(True, False, pytest.approx(3.0), False, noisy)
+    track.note(0.75, (x,), (x + 1,), False, None)  # a second evaluation at the same level is no step
+    assert track.judge(track.measure((x + 0.01,)).tolist(), 0.75).noisy == noisy
+    track.note(0.75, (x,), (x + 1,), False, None)
+    assert not track.judge(track.measure((x + 1 / 3,)).tolist(), 0.5).noisy
+
+
 @pytest.mark.parametrize(("x", "level"), [(-0.25, 0.75), (0.0, 0.75), (0.25, 1.1), (math.nan, 0.75)])
 def test_what_goes_the_other_way_stands_still_or_rises_is_no_continuation(x, level):
     assert not move(x, level).continues

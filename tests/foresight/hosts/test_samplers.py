@@ -1,5 +1,7 @@
 """Every sampler, scheduler and guider of ComfyUI on the bundled model: as good as promised, or left alone."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,8 +15,11 @@ import comfy_extras.nodes_perpneg as perpneg
 from bench import samplers
 from bench.comfy import Demo, noise_of
 from foresight import ForecastConfig
+from foresight.engine import moves
+from foresight.engine.forecast import Forecast
 from foresight.hosts.comfyui.replay import amplification, order
 from models.demo.prompt import embed
+from support.told import computes
 
 pytestmark = pytest.mark.sweep
 HALF, ONE = ForecastConfig(threshold=0.5), ForecastConfig(threshold=1.0)
@@ -116,6 +121,25 @@ def test_more_steps_and_a_higher_threshold(demo, sampler):
 def test_the_default_fires_and_is_hard_to_see(demo, sampler):
     found = check(run(demo, None, sampler), run(demo, HALF, sampler), 42.0)
     assert found["speedup"] >= 1.6
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "euler_ancestral_cfg_pp", "dpmpp_2m_sde", "exp_heun_2_x0_sde"])
+def test_where_a_sampler_renews_the_noise_the_slope_only_adds_to_the_error(demo, monkeypatch, sampler):
+    def missed():
+        ours = run(demo, computes({*range(7), *range(8, 20, 2), 19}), sampler)
+        errors = [e["missed"] for e in ours.record["evaluations"] if e["missed"] and e["kind"] == "full"]
+        return math.exp(sum(map(math.log, errors)) / len(errors))
+
+    monkeypatch.setattr(Forecast, "_take_back", lambda self: None)
+    without_slope = missed()
+    monkeypatch.setattr(moves, "RENEWED", math.inf)
+    with_slope = missed()
+    assert without_slope < 0.85 * with_slope, (without_slope, with_slope)
+
+
+def test_an_ancestral_sampler_gains_where_the_threshold_asks_for_it(demo):
+    plain = run(demo, None, "euler_ancestral")
+    assert check(plain, run(demo, ONE, "euler_ancestral"))["speedup"] > 1.2
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
