@@ -129,9 +129,9 @@ sampler. "plain" is a run in which nothing was left out. Speed-up counts evaluat
 Differences under 2 dB are chance. Made by `python -m bench.samplers`; a test in the suite holds every sampler to at
 least 33 dB at threshold 0.5 (CFG 1, half of the picture).
 
-A sampler that adds noise in each step takes in much more of every output than Euler's does, so that the plan leaves
-out little or nothing. Below 1x, what was left out at first was taken back, which cost an evaluation. "started again"
-and "paid back" are the two corrections that
+Where a sampler renews the noise in each step, outputs can't be foreseen by their slope: the last one is given again,
+which is worth less, and the plan leaves out little (`euler_ancestral`) or nothing. Below 1x, what was left out at first
+was taken back, which cost an evaluation. "started again" and "paid back" are the two corrections that
 [How it works](how-it-works.md) explains.
 
 """

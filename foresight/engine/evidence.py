@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -69,7 +68,7 @@ class Evidence:
         """Take in how the sampler came to the evaluation that begins at `level`, and what that says of errors."""
         move, errors = self._agreed or self._found(now, level)
         if move is not None:
-            now.take(replace(move, price=min(move.price, self._most_taken)) if move.noisy else move)
+            now.take(move, self._most_taken)
         if self._blend is not None:
             now.euler &= move is not None  # what was not seen is not paid back
             if errors and now.histories:

@@ -6,7 +6,7 @@ D_n the output computed at position u_n of the schedule (in steps), and gamma th
 1. Plan: the steps to compute are planned from the noise levels, before the run and after each of them, see `plan`.
 2. Forecast: D^(u) = D_n + s r(u - u_n), s = (D_n - D_(n-1)) / (u_n - u_(n-1)), along the line through the last two
    computed, of which less is taken the farther it goes: r(h) = h / (1 + h / 0.2 N), N being the steps of a whole run.
-   After the first evaluation s is 0, and where the sampler renews the noise r is (see `History.level`).
+   After the first evaluation s is 0, and where the sampler renews the noise r is (see `History.flat`).
 3. Evidence: each computed output D_m measures what the forecast for it would have missed,
    e = rms(D^ - D_m) / rms(x - D_m), x being the sampler's latent (of several parts: `history.quieted`). A line misses
    K (lambda_m - lambda_n) sqrt(lambda_m - lambda_(n-1)), so that e tells K. A running mean of log K, against what was

@@ -29,7 +29,7 @@ class History:
         error: e of its newest computed evaluation, see `relative`; None where there was nothing to forecast from.
         missed: D^ - D_m, while `error` is.
         sloped: Whether that D^ had two outputs to go by.
-        level: The sampler renews the noise, so that a forecast takes nothing of the slope: what the model expects of
+        flat: The sampler renews the noise, so that a forecast takes nothing of the slope: what the model expects of
             the video, given all that it has seen, changes by what nobody can foresee (it is a martingale).
     """
 
@@ -39,7 +39,7 @@ class History:
         self.signature, self._holds, self._steps = signature, holds, steps
         self.error: torch.Tensor | None = None
         self.missed: Tensors | None = None
-        self.sloped = self.level = False
+        self.sloped = self.flat = False
         self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
         self._A = self._B = 0.0
         self._inherited = False  # the outputs are another model's
@@ -66,7 +66,7 @@ class History:
 
     def reach(self, h: float) -> float:
         """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
-        return 0.0 if self.level else h / (1 + max(0.0, h) / (self.damping * self._steps))
+        return 0.0 if self.flat else h / (1 + max(0.0, h) / (self.damping * self._steps))
 
     def fits(self, signature: Hashable) -> bool:
         """Whether it goes on under this signature; one of the run before says nothing about another run's."""

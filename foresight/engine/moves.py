@@ -4,7 +4,7 @@ With x' the latent of the last evaluation at noise level sigma', D' what the sam
 comes next at sigma: Euler's step gives x = x' + b (D' - x'), b = 1 - sigma / sigma'. In all that is measured here,
 v = D' - x' and w = x - x'; c = <w, v> / <v, v> is what x really took of D', and c / b is 1 for Euler, near 1 for
 multistep samplers, larger where noise was added, and anything where x has nothing to do with x'. What of w is at right
-angles to v is new noise, next to which the differences of outputs that a multistep sampler takes in are small.
+angles to v is noise that was added, or what a multistep sampler makes of outputs before D'.
 """
 
 import math
@@ -17,7 +17,7 @@ from .tensors import Tensors
 EULER = 0.02  # a residual up to this share of the step is rounding: the sampler took D' as Euler does
 UNRELATED = 0.1  # a c / b below this: x did not go where D' points
 STANDING = 1e-3  # a b up to this is a second evaluation at the same noise level (Heun)
-RENEWED = 0.3  # new noise from this share of v on makes the next output what no slope foretells
+RENEWED = 0.25  # of |v|, at right angles to it: so much is noise that was renewed
 NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the last step
 
 

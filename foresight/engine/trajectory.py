@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable
+from dataclasses import replace
 
 from .history import History
 from .moves import Move, Track
@@ -37,6 +38,8 @@ class Trajectory:
         next: The step to compute next, None before it is planned.
         in_a_row: How many evaluations were left out since the last computed.
         euler: Whether all moves since then were Euler's.
+        noisy: Whether all moves so far have renewed the noise. The first one tells it best: a deterministic sampler has
+            only one output to go by there, while later ones of high order may swing as far as noise would.
     """
 
     def __init__(self):
@@ -47,6 +50,7 @@ class Trajectory:
         """What was measured says nothing about what comes."""
         self.histories: dict[Hashable, History] = {}
         self.move = Move()
+        self.noisy = True
         self._bent = 0.0  # log(K measured / K expected), a running mean
         self._lams: list[float] = []  # lambda of the last three computed
         self.before = self.u_n = 0.0
@@ -100,14 +104,17 @@ class Trajectory:
         """K of this run over the one that is expected."""
         return max(LEAST, math.exp(self._bent))
 
-    def take(self, move: Move) -> None:
-        """The way on to the next evaluation."""
+    def take(self, move: Move, most_taken: float = math.inf) -> None:
+        """The way on to the next evaluation; `most_taken` limits its price where it renews the noise."""
         if not move.continues:
             self.forget()
-        self.move = move
+        else:
+            self.noisy &= move.noisy
+        flat = self.noisy and move.continues
+        self.move = replace(move, price=min(move.price, most_taken)) if flat else move
         self.euler &= move.euler
         for history in self.histories.values():
-            history.level = move.noisy
+            history.flat = flat
 
     @property
     def scale(self) -> float:

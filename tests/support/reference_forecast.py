@@ -49,7 +49,7 @@ class Reference:
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
         self.begin()
-        self.last, self.step, self.noisy = None, 0.0, False
+        self.last, self.step, self.renewed = None, 0.0, False
         found = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(found)
         for kind, wrapper in (
@@ -67,6 +67,7 @@ class Reference:
     def begin(self):
         self.known, self.lams, self.bent, self.left_out = [], [], 0.0, []
         self.euler, self.next, self.jumped, self.shown = True, None, False, None
+        self.noisy, self.moved = True, False
 
     def _sampler_sample(self, executor, guider, sigmas, extra, callback, noise, *args, **kwargs):
         while True:
@@ -181,7 +182,7 @@ class Reference:
         return d1 + (d1 - d0) / (u1 - u0) * self.reach(u - u1)
 
     def reach(self, h):
-        if self.noisy:
+        if self.moved and self.noisy:
             return 0.0
         whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
         return h / (1 + max(h, 0) / (history.DAMPING * whole))
@@ -269,7 +270,7 @@ class Reference:
         before, given, level = self.last
         b, factors, goes_on, idle = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4), False
         self.step = b if b > moves.STANDING and goes_on else self.step
-        self.noisy &= b <= moves.STANDING
+        self.renewed &= b <= moves.STANDING
         for v, w in zip(self.rows(given - before), self.rows(x - before), strict=True):
             toward, moved = v.norm().item(), w.norm().item()
             if b <= moves.STANDING:
@@ -281,10 +282,12 @@ class Reference:
             goes_on &= ratio > moves.UNRELATED if toward else moved == 0
             self.euler &= (w - b * v).norm().item() <= moves.EULER * b * toward
             new = (w - ratio * b * v).norm().item() / toward if toward else 0.0  # at right angles to v
-            self.noisy |= new > moves.RENEWED
-            factors.append(min(ratio, self.most_taken) if new > moves.RENEWED else ratio)
+            self.renewed |= new > moves.RENEWED
+            factors.append(ratio)
         if self.pays and not self.euler and self.order < 3:  # nothing corrects it, so it may be UniPC
             self.order, self.next = 3, None
         if not goes_on:
             self.begin()
-        return max(factors), idle
+            return max(factors), idle
+        self.noisy, self.moved = self.noisy and self.renewed, True
+        return min(max(factors), self.most_taken if self.noisy else math.inf), idle

@@ -45,10 +45,12 @@ def order(sampler: object) -> int:
 def most_taken(sampler: object) -> float:
     """How much more than Euler's step a step takes of an output at most, where the sampler renews the noise.
 
-    Of a sampler that goes by one output that is twice, as its step goes down to sigma'^2 / sigma before it adds noise.
-    Others make more of an error than that, with the noise, and a few never get over one (`lcm`, `dpmpp_3m_sde`).
+    Of an ancestral sampler that is twice at an eta of 1, as its step goes down to sigma'^2 / sigma before it adds
+    noise. Others make more of an error, with the noise, and a few never get over one (`lcm`, `dpmpp_3m_sde`).
     """
-    return 2.0 if getattr(_function_of(sampler), "__name__", "") in _ANCESTRAL else math.inf
+    if getattr(_function_of(sampler), "__name__", "") not in _ANCESTRAL:
+        return math.inf
+    return 1.0 + max(1.0, float(sampler.extra_options.get("eta", 1.0)))
 
 
 def _function_of(sampler: object) -> Callable | None:

@@ -25,8 +25,8 @@ def test_a_sampler_that_takes_in_more_has_its_price():
     assert found.continues and not found.euler and found.price == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize(("new", "noisy"), [(0.25, False), (0.35, True)])
-def test_noise_that_is_renewed_is_told_from_what_a_multistep_sampler_adds(new, noisy):
+@pytest.mark.parametrize(("new", "noisy"), [(0.2, False), (0.3, True)])
+def test_noise_that_is_renewed_is_seen_and_remembered_within_a_step(new, noisy):
     # three times Euler's step toward 1, and as long as `new` times v at right angles to it
     x = torch.tensor([[0.75 + new, 0.75 - new, 0.75 + new, 0.75 - new]])
     track = Track()

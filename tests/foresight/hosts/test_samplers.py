@@ -17,6 +17,7 @@ from bench.comfy import Demo, noise_of
 from foresight import ForecastConfig
 from foresight.engine import moves
 from foresight.engine.forecast import Forecast
+from foresight.engine.trajectory import Trajectory
 from foresight.hosts.comfyui.replay import amplification, order
 from models.demo.prompt import embed
 from support.told import computes
@@ -135,6 +136,28 @@ def test_where_a_sampler_renews_the_noise_the_slope_only_adds_to_the_error(demo,
     monkeypatch.setattr(moves, "RENEWED", math.inf)
     with_slope = missed()
     assert without_slope < 0.85 * with_slope, (without_slope, with_slope)
+
+
+PARTLY = ("_gpu", "er_sde", "sa_solver", "ddpm", "2s_ancestral", "dpm_2_ancestral", "res_multistep_ancestral")
+RENEWING = ("ancestral", "sde", "seeds", "lcm")
+
+
+@pytest.mark.parametrize("sampler", [s for s in comfy.samplers.KSampler.SAMPLERS if not any(p in s for p in PARTLY)])
+def test_a_sampler_that_renews_the_noise_is_told_from_one_that_swings(demo, monkeypatch, sampler):
+    """Under strong guidance and levels far apart samplers of high order go from one side to the other."""
+    seen, take = [], Trajectory.take
+
+    def watched(self, move, *args):
+        take(self, move, *args)
+        seen.extend([self.noisy] * move.continues)
+
+    monkeypatch.setattr(Trajectory, "take", watched)
+    try:
+        run(demo, ForecastConfig(threshold=0.01), sampler, scheduler="karras", cfg=8.0)
+    except NotImplementedError as error:
+        pytest.skip(f"not for this model: {error}")
+    renews = any(name in sampler for name in RENEWING)
+    assert all(noisy == renews for noisy in seen), seen
 
 
 def test_an_ancestral_sampler_gains_where_the_threshold_asks_for_it(demo):
