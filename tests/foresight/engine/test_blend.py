@@ -117,6 +117,17 @@ def test_nothing_is_known_of_another_latent():
     assert blend.measure((seeded(0)[:1],)) is None and blend.nbytes == 2 * seeded(0).nbytes
 
 
+@pytest.mark.parametrize("new", [0.0, 0.5])
+def test_again_at_the_same_level_the_noise_is_as_renewed_as_in_the_last_step(new):
+    x, unit, blend = seeded(0), seeded(1), Blend(flow=True)
+    for level, step in ((1.0, -0.2 * unit + new * seeded(3)), (0.9, -1e-3 * unit)):
+        blend.begin(level, (x,), None)
+        blend.note((x - unit,), (0.1 * seeded(2),))
+        x = x + step
+        move = blend.judge(blend.measure((x,)).tolist(), 0.9)
+        assert move.continues and move.noisy == (new > 0)
+
+
 @pytest.mark.parametrize(("far", "near"), [(0.01, True), (1.0, False)])
 def test_again_at_the_same_level_is_near_or_another_latent(far, near):
     x, unit, blend = seeded(0), seeded(1), Blend(flow=True)

@@ -254,6 +254,19 @@ def test_errors_of_both_parts_go_through_the_exchange():
     assert sum(len(e.missed_parts) == 2 for e in together) > 5
 
 
+def test_noise_that_one_process_has_seen_renewed_holds_for_all():
+    opinions = []
+    for noisy in (False, True):
+        evidence = Evidence(None, True)
+        evidence._found = lambda now, level, noisy=noisy: (Move(euler=False, price=3.0, noisy=noisy), [])
+        opinions.append(evidence.opinion(Trajectory(), 0.5))
+    for mine, noisy in (([opinions[0]], False), (opinions, True)):
+        now, evidence = Trajectory(), Evidence(None, True, most_taken=2.0)
+        evidence.agree(now, [max(numbers) for numbers in zip(*mine, strict=True)])
+        evidence.weigh(now, 0.5)
+        assert now.noisy == noisy and now.move.price == (2.0 if noisy else 3.0)
+
+
 def test_over_several_processes_each_part_has_the_worst_of_them():
     assert agreed([0.25, 0.5], [0.375, 0.125]) == (0.5, [0.375, 0.5])
     assert agreed([0.25, 0.5], None) == (0.5, [0.25, 0.5])  # one has measured nothing
