@@ -100,7 +100,7 @@ class Forecast(Policy):
         in_a_row, whole, gamma = self._most_in_a_row, self.resources.stage.whole or steps, self.config.threshold
         self._planner = self.planner(places, must, in_a_row, self.early, whole, gamma)
         self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
-        self._plan = self._computed_at(1.0)
+        self._plan = self._computed_at((self._tape or Tape()).price)
 
     def _computed_at(self, scale: float) -> list[int]:
         return [*range(self._warm), *self._planner.plan(max(self._warm - 1, 0), scale, self._mu)]

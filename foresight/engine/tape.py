@@ -94,6 +94,11 @@ class Tape:
         self._checked = False
 
     @property
+    def price(self) -> float:
+        """How much more of an output than Euler's a step is expected to take, before one was seen."""
+        return 1.0 if math.isinf(self.most_taken) else self.most_taken
+
+    @property
     def nbytes(self) -> int:
         """Bytes held now."""
         return sum(x.nbytes for entry in self._entries for x in entry.given)

@@ -345,3 +345,12 @@ def test_an_interval_limits_how_many_are_left_out_in_a_row(monkeypatch, interval
     _, stats, _ = euler(lambda u, x: 1 + 2e-4 * u, gamma=2.0, reuse_interval=interval)
     row = "".join("r" if e.kind == "reuse" else "c" for e in stats.evaluations)
     assert max(map(len, row.split("c"))) == in_a_row
+
+
+def test_the_plan_of_a_sampler_that_is_known_to_take_more_of_an_output_computes_more_of_them():
+    levels, planned = [1 - i / 20 for i in range(21)], []
+    for most_taken in (math.inf, 2.0, 3.0):
+        tape = Tape(most_taken=most_taken)
+        run = Run(ForecastConfig(threshold=1.0), schedule=levels, noise=lambda sigma: sigma, tape=tape)
+        planned.append(len(run._policy.planned))
+    assert planned[0] < planned[1] < planned[2]
