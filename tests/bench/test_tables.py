@@ -71,8 +71,10 @@ def test_nothing_is_claimed_over_a_point_that_disproves_it():
     assert fronts.quality_at(points, 1.8) == (39.0, False)  # a faster one has it
 
 
-def test_a_point_at_which_nothing_was_reused_is_on_no_front():
-    rows = [row(1.01, fronts.SAME), row(1.5, 40), {"cannot_run": "no"}]
+def test_a_point_at_which_nothing_was_reused_in_some_prompt_is_on_no_front():
+    in_one_prompt = row(1.1, 61)
+    in_one_prompt["by_prompt"]["psnr"] = [23, fronts.SAME]
+    rows = [row(1.01, fronts.SAME), in_one_prompt, row(1.5, 40), {"cannot_run": "no"}]
     assert fronts.points_of(rows, "cpu_ratio", "psnr") == [(pytest.approx(1.5), 40)]
 
 
