@@ -18,10 +18,10 @@ SHIFT = 5.0  # of the noise levels, as for Wan
 TITLES = {"wan-1.3b": "Wan 2.1 1.3B", "cogvideox-2b": "CogVideoX-2B", "ltxv-2b": "LTX-Video 2B", "latte": "Latte"}
 
 
-def planned(steps: int, threshold: float = 0.5) -> int:
+def planned(steps: int, threshold: float = 0.5, guided: bool = True) -> int:
     """How many of `steps` are computed, by the plan before the run."""
     levels = [SHIFT * t / (1 + (SHIFT - 1) * t) for t in (1 - k / steps for k in range(steps + 1))]
-    stats = Run(ForecastConfig(threshold=threshold), schedule=levels, noise=lambda sigma: sigma).stats
+    stats = Run(ForecastConfig(threshold=threshold), schedule=levels, noise=lambda sigma: sigma, guided=guided).stats
     return steps if stats.inactive else stats.planned
 
 

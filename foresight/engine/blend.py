@@ -44,6 +44,7 @@ class Blend:
         several: The latent has several parts, not several items in a list.
 
     Attributes:
+        guides: Whether several streams are blended, as far as is known.
         told: What these are told of the evaluation that `judge` was asked about; empty where nothing is known.
     """
 
@@ -57,6 +58,7 @@ class Blend:
         self._guidance = Guidance(flow)
         self._pool = Pool(flow, places) if 0 < places <= MOST_PLACES else None
         self._rounding = 0.0
+        self.guides, self._alone = True, not places
         self._sketched = 0  # how many of the numbers that `measure` gave are sketches
         self.told: list[float] = []
         # e of the evaluation that `judge` was asked about, by part; empty where it is not known
@@ -79,6 +81,8 @@ class Blend:
         Args:
             noise: Rms of the noise in the latent, if that is known.
         """
+        if self._streams and self._alone:  # another process may have another stream
+            self.guides = len(self._streams) > 1
         self._level, self._x, self._waits_on, self._streams = level, x, waits_on, []
         limited = self._flow and self._several and noise  # without noise, as at the very end, there is nothing to go by
         self._noise = noise if limited else None

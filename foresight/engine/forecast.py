@@ -34,7 +34,7 @@ from .compiler import outside_graphs
 from .config import Config
 from .evidence import Evidence
 from .history import HOLDS_UNTIL, History
-from .plan import EARLY, MU, MULTISTEP, Planner, ending
+from .plan import EARLY, MU, MULTISTEP, Planner, counted, protected
 from .policy import Decision, Policy, policy_for
 from .schedule import Place, whole_steps
 from .stats import Evaluation
@@ -72,7 +72,7 @@ class Forecast(Policy):
         self._blend, self._tape = self.resources.blend, self.resources.tape
         self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
         sampler = self._tape or Tape()
-        self._mu, self._order = MU * self.config.threshold / sampler.amplifies, sampler.order
+        self._amplifies, self._order, self._guided = sampler.amplifies, sampler.order, self.resources.guided
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
@@ -93,12 +93,13 @@ class Forecast(Policy):
         return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
-        steps, last = len(places) - 1, self._last_steps(places)
-        self._places, self._N = places, whole_steps(places)
+        self._places, self._N, steps = places, whole_steps(places), len(places) - 1
+        gamma = counted(self.config.threshold, self._N, self._guided)
+        self._mu, open_end = MU * gamma / self._amplifies, not self.last or self.steps is None or self._open_end
+        last = 0 if open_end else protected(places, self.last, gamma, self._order, pays=not self._corrects)
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
-        in_a_row, whole, gamma = self._most_in_a_row, self.resources.stage.whole or steps, self.config.threshold
-        self._planner = self.planner(places, must, in_a_row, self.early, whole, gamma)
+        self._planner = self.planner(places, must, self._most_in_a_row, self.early, self.resources.stage.whole, gamma)
         self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
         self._plan = self._computed_at((self._tape or Tape()).price)
 
@@ -111,15 +112,6 @@ class Forecast(Policy):
 
     def most_reuse(self, steps: int, warmup: int) -> int:
         return max(0, steps - len(self._computed_at(LEAST)))  # outputs may prove to bend less than expected
-
-    def _last_steps(self, places: Sequence[Place]) -> int:
-        """How many of the last steps are always computed."""
-        if not self.last or self.steps is None or self._open_end:
-            return 0
-        # a run that ends noisy pays back before its last step, whose output others may use as it is
-        noisy = places[-1].ends_noisy
-        least = 1 if noisy else ending(self.config.threshold, self._order)
-        return max(least, round(self.last * (len(places) - 1))) + (noisy and not self._corrects)
 
     def _next(self) -> int:
         """The step to compute after the last one."""
@@ -145,14 +137,21 @@ class Forecast(Policy):
         if self._blend is not None:
             self._blend.begin(place.level, self._latent, self.resources.offload.device, place.noise)
             self._latent = ()
-        if not (now.move.euler or self._corrects and not self._tape.broken) and self._order < MULTISTEP:
-            self._order, now.next = MULTISTEP, None
-            self.outlook(self._places)
+        self._see_sampler()
         noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
         self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
         return Decision(self._computes, self._ratio(place), now.expected(place.lam))
+
+    def _see_sampler(self) -> None:
+        """Plan again where the run has shown that its sampler may go by several outputs, or that nothing guides it."""
+        known = self._now.move.euler or self._corrects and not self._tape.broken
+        order = max(self._order, 1 if known else MULTISTEP)
+        guided = self._guided if self._blend is None else self._blend.guides
+        if (order, guided) != (self._order, self._guided):
+            self._order, self._guided, self._now.next = order, guided, None
+            self.outlook(self._places)
 
     def _take_back(self) -> None:
         """Do again what was left out before the step computed last, where that shows that it was not worth it.

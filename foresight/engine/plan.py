@@ -15,7 +15,7 @@ number of steps come there. `scale` is what this run has shown of it so far. In 
 
 since a step takes in as much of its output as it removes noise, the model makes more of it where that is much at once,
 and the rest of the run builds on an early error. The plan minimises the sum of c_k over the steps left out, plus mu for
-every step computed: computing has to save that much. With gamma the user's threshold, mu = 0.019 gamma,
+every step computed: computing has to save that much. With gamma the user's threshold (see `counted`), mu = 0.019 gamma,
 divided by what the sampler makes of an error over what Euler's method does (`Tape.amplifies`).
 """
 
@@ -32,12 +32,24 @@ FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is 
 MULTISTEP = 3  # outputs that a sampler may go by whose steps are not Euler's
 STILL = 1e-4  # of lambda; a step makes at least that much, for the same reason
 LONGEST, AT_MOST, FEW = 0.13, 0.2, 3  # see `longest`
+FEWEST, USUAL = 8, 16  # steps, see `counted`
+ROUGHEST = 32.0  # see `ending`
 MU = 0.019  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
 
 
 def bend(lam: float) -> float:
     """K at lambda, for a scale of 1."""
     return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
+
+
+def counted(gamma: float, steps: float, guided: bool) -> float:
+    """What the user's threshold counts for in a run of so many steps: without guidance, up to four times itself.
+
+    In few steps each takes in much of its output, so that at one price for all nothing would be left out. Without
+    guidance it may cost more, since the rest of the run makes little of an error, as a model does that was distilled
+    for few steps. With guidance it makes much of it, the more the fewer steps there are.
+    """
+    return gamma if guided else gamma * (USUAL / min(max(steps, FEWEST), USUAL)) ** 2
 
 
 def longest(gamma: float, steps: float) -> int:
@@ -49,8 +61,21 @@ def longest(gamma: float, steps: float) -> int:
 
 
 def ending(gamma: float, order: int) -> int:
-    """How many of the last steps are computed for a sampler that goes by so many outputs; for a rough video fewer."""
-    return max(1, round(order / max(1.0, gamma)))
+    """How many of the last steps are computed for a sampler that goes by so many outputs; for a rough video fewer.
+
+    Nothing is sure to be computed beyond what a user can ask of a long run: of four steps every other one then goes.
+    """
+    return max(gamma <= ROUGHEST, round(order / max(1.0, gamma)))
+
+
+def protected(places: Sequence[Place], share: float, gamma: float, order: int, pays: bool) -> int:
+    """How many of the last steps are always computed: a share of them, and as many as `ending` says.
+
+    A run that ends noisy pays back before its last step, whose output others may use as it is.
+    """
+    noisy = places[-1].ends_noisy
+    least = 1 if noisy else ending(gamma, order)
+    return max(least, round(share * (len(places) - 1))) + (noisy and pays)
 
 
 class Planner:

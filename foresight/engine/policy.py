@@ -48,6 +48,7 @@ class Resources:
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
         tape: Where the host can start the sampler again, and corrections need it.
         stage: What other runs of the same video have to do with this one.
+        guided: The sampler is given a blend of several conds, as far as the host knows.
         together: Whether other processes share the decisions, see `Policy.opinion`.
         parts: How many parts the latent has.
     """
@@ -63,6 +64,7 @@ class Resources:
     stage: Stage = field(default_factory=Stage)
     together: bool = False
     parts: int = 1
+    guided: bool = True
 
 
 class BlockCall(Protocol):

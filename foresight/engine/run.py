@@ -44,6 +44,7 @@ class Run(Restarts, Holding):
         stage: What other runs of the same video have to do with this one.
         worst: Where other processes share the decisions of this run, what exchanges numbers with them.
         parts: Names of the parts of a latent that has several, in their order.
+        guided: See `Resources`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Run(Restarts, Holding):
         stage: Stage | None = None,
         worst: Worst | None = None,
         parts: Sequence[str] = (),
+        guided: bool = True,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
@@ -71,7 +73,8 @@ class Run(Restarts, Holding):
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
-        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), worst is not None, max(1, len(parts)))
+        together, count = worst is not None, max(1, len(parts))
+        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), together, count, guided)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)

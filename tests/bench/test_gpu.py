@@ -399,5 +399,6 @@ def test_refusals(capsys, monkeypatch):
 def test_the_presets_of_the_readme_are_what_is_planned(threshold):
     page = (gpu_plans.ROOT / "README.md").read_text(encoding="utf-8")
     (row,) = (line for line in page.splitlines() if line.replace("*", "").startswith(f"| {threshold:g} |"))
-    plans = (f"{steps / gpu_plans.planned(steps, threshold):.1f}x" for steps in (20, 30, 50))
+    runs = (20, True), (30, True), (50, True), (8, False)
+    plans = (f"{steps / gpu_plans.planned(steps, threshold, guided):.1f}x" for steps, guided in runs)
     assert row.endswith(f"| {' | '.join(plans)} |")

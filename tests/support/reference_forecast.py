@@ -43,11 +43,17 @@ class Reference:
         self.shapes = kwargs.get("latent_shapes")
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
-        self.mu, self.order = plan.MU * self.gamma / amplification(sampler), order(sampler)
+        self.order = order(sampler)
         self.most_taken = most_taken(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
+        self.counted = self.gamma
+        one_cond = guider.predict_noise.__qualname__ == "CFGGuider.predict_noise" and guider.cfg == 1
+        if one_cond and not any("sampler" in key for key in guider.model_options):
+            whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
+            self.counted *= min(max(1.0, 16 / whole), 2.0) ** 2
+        self.mu = plan.MU * self.counted / amplification(sampler)
         self.begin()
         self.last, self.step, self.renewed = None, 0.0, False
         found = guider.model_options
@@ -118,9 +124,9 @@ class Reference:
     def following(self, n, scale):
         """The step to compute after n, by trying everything."""
         s, steps = self.sigmas, len(self.sigmas) - 1
-        exact = 1 if s[-1] > 0 else max(1, round(self.order / max(1, self.gamma)))
+        exact = 1 if s[-1] > 0 else max(1, round(self.order / max(1, self.counted)))
         last = max(exact, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
-        most = max(math.ceil(min(0.13 * max(1, self.gamma), 0.2) * steps), math.floor(min(3, self.gamma)))
+        most = max(math.ceil(min(0.13 * max(1, self.counted), 0.2) * steps), math.floor(min(3, self.counted)))
 
         @functools.cache
         def rest(n):

@@ -8,6 +8,7 @@ import comfy.patcher_extension
 from ...engine import Config
 from ..blocks import UnsupportedModel, family_of
 from . import handover, live
+from .conds import is_guided
 from .families import FAMILIES
 from .prompts import Newest, Present
 from .run import KEY, SamplerRun
@@ -89,6 +90,7 @@ class _Template:
             sampler=sampler,
             denoise_mask=denoise_mask,
             stage=video.stage(noise, latent_image, sigmas),
+            guided=is_guided(guider),
         )
         watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
         found = guider.model_options

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import comfy.samplers
 import torch
 
 
@@ -56,6 +57,12 @@ def active_conds(conds: dict[str, list[dict]], sigma: float) -> tuple:
             keyed = any(len(getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())) > 1 for hook in hooks)
             found.append((name, cond.get("uuid"), inside, *controls, sigma if keyed else None))
     return tuple(found)
+
+
+def is_guided(guider: comfy.samplers.CFGGuider) -> bool:
+    """Whether the output is made of several conds. What is not known for sure, as with another pack's guider, is so."""
+    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise and math.isclose(guider.cfg, 1.0)
+    return not plain or any(name.startswith("sampler_") for name in guider.model_options)  # functions around CFG
 
 
 def transformer_options(args: tuple, kwargs: dict) -> dict | None:

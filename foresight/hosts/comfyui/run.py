@@ -48,6 +48,7 @@ class SamplerRun:
         sampler: ComfyUI's object of it.
         denoise_mask: What of the latent is to be sampled; None for all.
         stage: What other runs of the same video have to do with this one.
+        guided: See `conds.is_guided`.
 
     Attributes:
         speaks: Whether this process writes the summary to the log, among those that decide alike.
@@ -64,6 +65,7 @@ class SamplerRun:
         sampler: object = None,
         denoise_mask: torch.Tensor | None = None,
         stage: Stage | None = None,
+        guided: bool = True,
     ):
         self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
@@ -87,6 +89,7 @@ class SamplerRun:
             stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
             worst=ranks.worst,
             parts=self._parts.names,
+            guided=guided,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._replay = Replay(self._run, self._parts, self._functions)

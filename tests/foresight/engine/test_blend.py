@@ -57,6 +57,19 @@ def test_two_outputs_that_are_the_same():
     assert move.continues and blend.errors == [pytest.approx(expected([lost], [unit], [1.0]), rel=1e-3)]
 
 
+@pytest.mark.parametrize("places", [0, 2, 64])
+def test_one_output_is_without_guidance_unless_another_process_may_have_another(places):
+    """64 processes are more than can tell one another of their outputs."""
+    blend = Blend(flow=True, places=places)
+    assert blend.guides  # nothing has been seen
+    for outputs, guides in ((1, places > 0), (2, True), (0, True), (1, places > 0), (0, places > 0)):
+        blend.begin(1.0, (seeded(0),), None)
+        for seed in range(outputs):
+            blend.note((seeded(1 + seed),), None)
+        blend.begin(0.9, (seeded(0),), None)
+        assert blend.guides is guides, outputs
+
+
 def test_what_the_pipeline_holds_fixed_does_not_count():
     fixed = torch.arange(SIZE) < SIZE // 3
     units, missed = [seeded(1), seeded(1) + 0.2 * seeded(2)], [0.05 * seeded(3), 0.05 * seeded(4)]

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.plan import Planner, ending, longest
+from foresight.engine.plan import Planner, counted, ending, longest
 from foresight.engine.schedule import Schedule, whole_steps
 from foresight.engine.trajectory import NEWEST, Trajectory, _off
 
@@ -195,6 +195,12 @@ def test_a_high_threshold_leaves_more_out_in_a_row_in_a_run_of_few_steps_too(gam
 @pytest.mark.parametrize(("gamma", "steps"), [(0.1, 3), (1.0, 3), (2.0, 2), (4.0, 1), (8.0, 1)])
 def test_a_rough_video_takes_less_care_of_the_end(gamma, steps):
     assert ending(gamma, 3) == steps and ending(gamma, 1) == 1
+
+
+@pytest.mark.parametrize(("steps", "times"), [(1, 4), (4, 4), (8, 4), (12, 16 / 9), (16, 1), (20, 1), (1000, 1)])
+def test_without_guidance_a_threshold_counts_for_more_in_a_run_of_few_steps(steps, times):
+    assert counted(0.5, steps, guided=False) == pytest.approx(0.5 * times)
+    assert counted(0.5, steps, guided=True) == 0.5 and counted(0.0, steps, guided=False) == 0
 
 
 def test_what_is_near_to_the_computed_step_before_tells_nothing_of_how_the_rest_bends():

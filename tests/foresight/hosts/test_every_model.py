@@ -16,6 +16,7 @@ from foresight import PaperConfig
 from foresight.engine import ForecastConfig
 from foresight.hosts.blocks import UnsupportedModel
 from foresight.hosts.comfyui import apply_foresight
+from foresight.hosts.comfyui.conds import is_guided
 from foresight.hosts.comfyui.outputs import Parts
 from foresight.report import figures
 from support.comfy_any import GUIDERS, MODELS, QuantizedPatcher, guided, sample
@@ -69,6 +70,33 @@ def test_every_guider(guider, model, runs):
     torch.testing.assert_close(ours, guided(model, reference(model.patcher), guider), rtol=1e-4, atol=1e-4)
     assert reference.computed == 14 - runs[1].reused + runs[1].taken_back and runs[1].total == 14
     assert runs[1].reused
+
+
+def test_what_counts_as_guidance():
+    """Every guider of ComfyUI but the one of one cond, unless its CFG is 1; and whatever nobody can know."""
+    model = MODELS["flux"]()
+    basic, cfg, dual = (GUIDERS[name](model.patcher, *map(model.text, (1, 3, 2))).args[0] for name in GUIDERS)
+    assert [is_guided(guider) for guider in (basic, cfg, dual)] == [False, True, True]
+    dual.set_cfg(1.0, 1.0)
+    cfg.set_cfg(1.0)
+    assert not is_guided(cfg) and is_guided(dual)
+
+    class Other(type(basic)):  # another pack's
+        def predict_noise(self, *args, **kwargs):
+            return 2 * super().predict_noise(*args, **kwargs)
+
+    assert is_guided(Other(model.patcher))
+    for function in ("cfg_function", "post_cfg_function", "pre_cfg_function", "calc_cond_batch_function"):
+        patched = model.patcher.clone()
+        getattr(patched, f"set_model_sampler_{function}")(lambda args: args["denoised"])
+        assert is_guided(type(basic)(patched)), function
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_few_steps_are_planned_by_what_guides_them(guider, runs):
+    model = MODELS["flux"]()
+    guided(model, apply_foresight(model.patcher, ForecastConfig()), guider, steps=8)
+    assert (runs[0].planned, bool(runs[0].inactive)) == ((6, False) if guider == "BasicGuider" else (None, True))
 
 
 LOUDEST = 1.2
