@@ -17,7 +17,6 @@ from pathlib import Path
 from foresight import ForecastConfig
 from foresight.engine.forecast import Forecast
 from foresight.engine.history import History
-from foresight.engine.stages import Stage
 
 from .forced import errors_of, settings_of
 from .fronts import SAME, quality_at
@@ -47,11 +46,11 @@ class Uncorrected(Forecast):
     history, replays = UncorrectedHistory, False
 
 
-class WithoutHandOver(Forecast):
-    """The first of two stages finishes its end, and the second begins from nothing."""
+class ClosedEnd(Forecast):
+    """The first of two stages finishes its end, as if nobody went on from it."""
 
     def __init__(self, config, steps, resources):
-        super().__init__(config, steps, dataclasses.replace(resources, stage=Stage()))
+        super().__init__(config, steps, dataclasses.replace(resources, whole=None))
 
 
 class Repeating(History):
@@ -100,7 +99,7 @@ class LastUnprotected(Forecast):
 VARIANTS = {
     "the method": Forecast,
     "no correction (nothing paid back, no replay)": Uncorrected,
-    "no hand-over between two stages": WithoutHandOver,
+    "the first of two stages finishes its end": ClosedEnd,
     "no plan: every 2nd to 5th step": Clock,
     "no evidence": WithoutEvidence,
     "repeats the last output (order 0)": _with_history(Repeating),

@@ -1,6 +1,5 @@
 """The small trained models in a ComfyUI without a server, for the benchmarks; COMFYUI_PATH says where ComfyUI is."""
 
-import asyncio
 import os
 import platform
 import sys
@@ -139,17 +138,14 @@ class Demo:
 
 
 def _in_a_prompt(sample: Callable[[], Result], steps: int) -> Result:
-    """What `sample` gives where ComfyUI executes a prompt, in which the second of two samplers goes on from the first.
+    """What `sample` gives where the prompt says that the second of two samplers goes on from the first.
 
     There is no prompt here to see that in. Foresight then leaves the first stage's end open, as it does for a user.
     """
     from foresight.hosts.comfyui import handover
 
-    async def task() -> Result:
-        return sample()
-
     with mock.patch.object(handover, "following", lambda nodes, sampler_id: steps):
-        return asyncio.run(task())
+        return sample()
 
 
 def noise_of(seed: int):

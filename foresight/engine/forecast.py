@@ -72,15 +72,15 @@ class Forecast(Policy):
         self._blend, self._tape = self.resources.blend, self.resources.tape
         self._corrects = self._tape is not None and self._tape.corrects  # else forecasts are paid back
         sampler = self._tape or Tape()
-        self._amplifies, self._order, self._guided = sampler.amplifies, sampler.order, self.resources.guided
+        self._amplifies, self._order = sampler.amplifies, sampler.order
+        self._calm = not self.resources.guided and not self._corrects
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
         self._now = self._trajectories[None]
         self._latent: Tensors = ()
-        together, stage = self.resources.together, self.resources.stage
-        self._evidence = Evidence(self._blend, together, self.resources.parts, sampler.most_taken)
-        self._before, self._open_end = stage.before, stage.goes_on and not self._corrects
+        together, parts = self.resources.together, self.resources.parts
+        self._evidence = Evidence(self._blend, together, parts, sampler.most_taken)
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -94,12 +94,14 @@ class Forecast(Policy):
 
     def outlook(self, places: Sequence[Place]) -> None:
         self._places, self._N, steps = places, whole_steps(places), len(places) - 1
-        gamma = counted(self.config.threshold, self._N, self._guided)
-        self._mu, open_end = MU * gamma / self._amplifies, not self.last or self.steps is None or self._open_end
+        whole = self.resources.whole
+        gamma = counted(self.config.threshold, whole or self._N, self._calm)
+        self._mu = MU * gamma / self._amplifies
+        open_end = whole is not None or not self.last or self.steps is None  # a second stage goes on from it
         last = 0 if open_end else protected(places, self.last, gamma, self._order, pays=not self._corrects)
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
-        self._planner = self.planner(places, must, self._most_in_a_row, self.early, self.resources.stage.whole, gamma)
+        self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole, gamma)
         self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
         self._plan = self._computed_at((self._tape or Tape()).price)
 
@@ -125,8 +127,6 @@ class Forecast(Policy):
     def check(self, trajectory: Hashable, latent: Tensors) -> None:
         if trajectory not in self._trajectories and len(self._trajectories) >= MOST_TRAJECTORIES:
             self._trajectories.pop(next(iter(self._trajectories)))
-        if self._before is not None:
-            self._trajectories, self._before = {trajectory: self._before}, None
         self._now, self._latent = self._trajectories.setdefault(trajectory, Trajectory()), latent
         self._evidence.arrive(self._now, latent)
 
@@ -138,19 +138,22 @@ class Forecast(Policy):
             self._blend.begin(place.level, self._latent, self.resources.offload.device, place.noise)
             self._latent = ()
         self._see_sampler()
-        noisy_end = place.ends_noisy and not self._open_end and place.position > self.steps - 1.5
+        open_end = self.resources.whole is not None
+        noisy_end = place.ends_noisy and not open_end and place.position > self.steps - 1.5
         self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
         return Decision(self._computes, self._ratio(place), now.expected(place.lam))
 
     def _see_sampler(self) -> None:
-        """Plan again where the run has shown that its sampler may go by several outputs, or that nothing guides it."""
-        known = self._now.move.euler or self._corrects and not self._tape.broken
-        order = max(self._order, 1 if known else MULTISTEP)
-        guided = self._guided if self._blend is None else self._blend.guides
-        if (order, guided) != (self._order, self._guided):
-            self._order, self._guided, self._now.next = order, guided, None
+        """Plan again where the run has shown that its sampler may go by several outputs, or whether it is calm."""
+        euler, guided = self._now.move.euler, self.resources.guided
+        order = max(self._order, 1 if euler or self._corrects and not self._tape.broken else MULTISTEP)
+        if self._blend is not None:  # the first step of nearly any sampler is Euler's
+            guided = self._blend.guides or self._place.evaluation < 2
+        calm = not guided and not self._corrects and order == 1
+        if (order, calm) != (self._order, self._calm):
+            self._order, self._calm, self._now.next = order, calm, None
             self.outlook(self._places)
 
     def _take_back(self) -> None:
@@ -198,7 +201,7 @@ class Forecast(Policy):
     ) -> Tensors:
         now, waits_on = self._now, self.resources.offload.device
         history = now.histories.get(key)
-        known = history is not None and history.fits(signature)
+        known = history is not None and history.signature == signature
         if known and (history.ready or history.may_hold) and not self._computes:
             given = history.forecast(self._place, device)
             self._note(given, None, own=False)
@@ -288,12 +291,5 @@ class Forecast(Policy):
             self._blend.begin(None, (), None)
         if self._tape is not None:
             self._tape.give_up("the run does not forecast any more")
-        self._trajectories, self._before = {None: Trajectory()}, None
+        self._trajectories = {None: Trajectory()}
         self._now, self._latent = self._trajectories[None], ()
-
-    def leave(self) -> Trajectory | None:
-        over = None not in (self._place, self.steps) and self._place.position > self.steps - 1.5
-        if not self._open_end or not over or not self._now.histories:
-            return None
-        self._now.hand_over(self.steps)
-        return self._now

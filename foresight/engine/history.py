@@ -42,7 +42,6 @@ class History:
         self.sloped = self.flat = False
         self._computed: list[tuple[float, Tensors]] = []  # (u_(n-1), D_(n-1)), (u_n, D_n)
         self._A = self._B = 0.0
-        self._inherited = False  # the outputs are another model's
 
     @property
     def ready(self) -> bool:
@@ -67,16 +66,6 @@ class History:
     def reach(self, h: float) -> float:
         """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
         return 0.0 if self.flat else h / (1 + max(0.0, h) / (self.damping * self._steps))
-
-    def fits(self, signature: Hashable) -> bool:
-        """Whether it goes on under this signature; one of the run before says nothing about another run's."""
-        self.signature = signature if self.signature is None else self.signature
-        return self.signature == signature
-
-    def hand_over(self, steps: int) -> None:
-        """The next run begins `steps` after the beginning of this one, and counts from there."""
-        self._computed = [(u - steps, output) for u, output in self._computed]
-        self.signature, self._inherited = None, True
 
     def forget(self) -> None:
         """Drop the older output: after a jump the slope says nothing."""
@@ -131,15 +120,8 @@ class History:
                 given = self._corrected(place, output, h)
         self._A = self._B = 0.0
         kept = tuple(x.detach().to(waits_on or x.device, copy=True) for x in output)
-        before = self._moved(place.position, kept) if self._inherited and self.ready else self._computed[-1:]
-        self._computed, self._inherited = [*before, (place.position, kept)], False
+        self._computed = [*self._computed[-1:], (place.position, kept)]
         return given
-
-    def _moved(self, u: float, newest: Tensors) -> list[tuple[float, Tensors]]:
-        """The point that puts the slope of another model behind the first output of this one."""
-        (u_before, before), (u_n, last) = self._computed
-        ends = zip(newest, before, last, strict=True)
-        return [(u - (u_n - u_before), tuple(d + (b - n).to(d.device) for d, b, n in ends))]
 
     def _corrected(self, place: Place, output: Tensors, h: float) -> Tensors:
         """D_m - a_m / (1 - a_m) (s A - s' B), where s' = (D_m - D_n) / h."""

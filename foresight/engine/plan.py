@@ -42,14 +42,17 @@ def bend(lam: float) -> float:
     return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
 
 
-def counted(gamma: float, steps: float, guided: bool) -> float:
-    """What the user's threshold counts for in a run of so many steps: without guidance, up to four times itself.
+def counted(gamma: float, steps: float, calm: bool) -> float:
+    """What the user's threshold counts for in a run of so many steps: up to four times itself in a calm one.
 
-    In few steps each takes in much of its output, so that at one price for all nothing would be left out. Without
-    guidance it may cost more, since the rest of the run makes little of an error, as a model does that was distilled
-    for few steps. With guidance it makes much of it, the more the fewer steps there are.
+    In few steps each takes in much of its output, so that at one price for all nothing would be left out. It may cost
+    more where the rest of the run makes little of an error, as a model does that was distilled for few steps.
+
+    Args:
+        calm: The sampler takes Euler's steps, and nothing guides it. Guidance makes much of an error, the more the
+            fewer steps there are; so do samplers that go by several outputs, or that renew the noise.
     """
-    return gamma if guided else gamma * (USUAL / min(max(steps, FEWEST), USUAL)) ** 2
+    return gamma * (USUAL / min(max(steps, FEWEST), USUAL)) ** 2 if calm else gamma
 
 
 def longest(gamma: float, steps: float) -> int:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,7 +12,6 @@ from .budget import Need, Offload
 from .compiler import outside_graphs
 from .config import Config
 from .schedule import Place
-from .stages import Stage
 from .stats import Evaluation
 from .tape import Tape
 from .tensors import Tensors
@@ -47,7 +46,8 @@ class Resources:
         compute_instead: Says that an evaluation that `Policy.decide` would leave out is computed after all.
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
         tape: Where the host can start the sampler again, and corrections need it.
-        stage: What other runs of the same video have to do with this one.
+        whole: Steps of all stages of the video together, where another run is known to go on from the noisy end of this
+            one; else None.
         guided: The sampler is given a blend of several conds, as far as the host knows.
         together: Whether other processes share the decisions, see `Policy.opinion`.
         parts: How many parts the latent has.
@@ -61,7 +61,7 @@ class Resources:
     compute_instead: Callable[[], None]
     blend: Blend | None = None
     tape: Tape | None = None
-    stage: Stage = field(default_factory=Stage)
+    whole: int | None = None
     together: bool = False
     parts: int = 1
     guided: bool = True
@@ -215,10 +215,6 @@ class Policy:
 
     def drop(self) -> None:
         """Give all memory back."""
-
-    def leave(self) -> object:
-        """What a run that begins where this one ends may go on from, or None; asked once, at the end."""
-        return None
 
 
 _POLICIES: dict[type[Config], type[Policy]] = {}

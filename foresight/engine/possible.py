@@ -17,7 +17,7 @@ def why_nothing(policy: Policy, schedule: Schedule) -> str | None:
     reason, steps, warmup = policy.why_never(), schedule.steps, schedule.warmup
     if schedule.rises:
         return "noise levels rise in this run (unsampling or a restart)"
-    if reason is None and most_reuse(policy, schedule) == 0 and policy.resources.stage.before is None:
+    if reason is None and most_reuse(policy, schedule) == 0:
         reason = f"at most 0 of {steps} steps can be reused: {warmup} are warmup, and {policy.rest}"
     return reason
 

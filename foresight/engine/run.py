@@ -17,7 +17,6 @@ from .policy import BlockCall, Decision, Policy, Resources, policy_of
 from .possible import most_reuse, why_nothing
 from .restarts import Restarts
 from .schedule import Schedule
-from .stages import Stage
 from .stats import Evaluation, RunStats
 from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
@@ -41,10 +40,9 @@ class Run(Restarts, Holding):
         region, noise, first_step, until, over: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
         tape: For a host that can start the sampler again, where that does not take Euler's steps.
-        stage: What other runs of the same video have to do with this one.
         worst: Where other processes share the decisions of this run, what exchanges numbers with them.
         parts: Names of the parts of a latent that has several, in their order.
-        guided: See `Resources`.
+        guided, whole: See `Resources`.
     """
 
     def __init__(
@@ -62,10 +60,10 @@ class Run(Restarts, Holding):
         blended: bool = False,
         over: Callable[[float], float] | None = None,
         tape: Tape | None = None,
-        stage: Stage | None = None,
         worst: Worst | None = None,
         parts: Sequence[str] = (),
         guided: bool = True,
+        whole: int | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind = -1, "plain"  # see `Kind`
@@ -74,13 +72,14 @@ class Run(Restarts, Holding):
         blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
         together, count = worst is not None, max(1, len(parts))
-        lent = Resources(self._offload, *asks, blend, tape, stage or Stage(), together, count, guided)
+        guided |= together  # what one process knows for itself is nothing to plan by
+        lent = Resources(self._offload, *asks, blend, tape, whole, together, count, guided)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision = Decision(compute=True)
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
         self._began: float | None = None
-        self._closed, self.left, self._by_block = False, None, config.by_block
+        self._closed, self._by_block = False, config.by_block
         if worst is not None and not self._policy.together:
             inactive = inactive or f"blocks are spread over {worst.size} processes"
         inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
@@ -213,8 +212,6 @@ class Run(Restarts, Holding):
             self.kind = "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
                 self.stats.inactive = _NEVER_TWICE
-            alone = self._agreement is None  # else what was measured last is known to this process only
-            self.left = self._policy.leave() if alone and not self.stats.inactive else None
             self._policy.drop()
         return self.stats
 

@@ -67,13 +67,6 @@ class Trajectory:
         self.in_a_row = 0
         self.euler = True
 
-    def hand_over(self, steps: int) -> None:
-        """The next run begins `steps` after the beginning of this one, and counts from there."""
-        self.u_n, self.before, self.next = self.u_n - steps, self.before - steps, None
-        self._bent = max(0.0, self._bent)  # that this model's outputs bend little says nothing of the next one's
-        for history in self.histories.values():
-            history.hand_over(steps)
-
     def learn(self, errors: list[float], sloped: bool) -> None:
         """Take in what the forecasts for the evaluation computed last have missed; `sloped` if they had a slope."""
         if not all(map(math.isfinite, errors)):
@@ -83,7 +76,9 @@ class Trajectory:
         if not error or len(self._lams) < 2 + sloped:  # 0 is no evidence, see `history.relative`
             return
         far = self._lams[-1] - self._lams[-2]
-        expected = _off(*self._lams) if sloped else min(max(HELD * far, ROUNDING), error)
+        # given again, the output of pure noise is off by less than that of a noisy video
+        held = HELD if self._lams[-2] <= NOISIEST else bend((self._lams[-2] + self._lams[-1]) / 2)
+        expected = _off(*self._lams) if sloped else min(max(held * far, ROUNDING), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
         found = min(max(error / expected, 1 / MOST), MOST)
         if far >= NEAR or not sloped or max(1.0, found) < self._bend:

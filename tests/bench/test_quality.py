@@ -269,7 +269,7 @@ def test_both_hosts_run_every_workload_alike(sampler, stages, cfg, tmp_path, mon
 
 
 @pytest.mark.skipif(not HAS_COMFYUI, reason="COMFYUI_PATH is not set")
-def test_the_second_stage_goes_on_from_the_first_as_it_does_for_a_user(monkeypatch, one_thread):
+def test_the_first_stage_leaves_its_end_open_as_it_does_for_a_user(monkeypatch, one_thread):
     """Where nobody goes on from it, the last step of a stage is computed."""
     from bench import jobs, peers
 

@@ -50,7 +50,7 @@ class Reference:
         self.percents, self.tape, self.at = {}, [], 0  # the tape: (u, left out, what was given)
         self.counted = self.gamma
         one_cond = guider.predict_noise.__qualname__ == "CFGGuider.predict_noise" and guider.cfg == 1
-        if one_cond and not any("sampler" in key for key in guider.model_options):
+        if one_cond and self.pays and not any("sampler" in key for key in guider.model_options):
             whole = (len(self.sigmas) - 1) / (self.over(self.sigmas[-1]) - self.over(self.sigmas[0]))
             self.counted *= min(max(1.0, 16 / whole), 2.0) ** 2
         self.mu = plan.MU * self.counted / amplification(sampler)
@@ -124,7 +124,7 @@ class Reference:
     def following(self, n, scale):
         """The step to compute after n, by trying everything."""
         s, steps = self.sigmas, len(self.sigmas) - 1
-        exact = 1 if s[-1] > 0 else max(1, round(self.order / max(1, self.counted)))
+        exact = 1 if s[-1] > 0 else max(self.counted <= 32, round(self.order / max(1, self.counted)))
         last = max(exact, round(forecast.LAST * steps)) + (s[-1] > 0 and self.pays)
         most = max(math.ceil(min(0.13 * max(1, self.counted), 0.2) * steps), math.floor(min(3, self.counted)))
 
@@ -256,7 +256,8 @@ class Reference:
         if not e:
             return
         n, least = self.lams[-1], trajectory.NEAR
-        expected = min(e, max(trajectory.HELD * (m - n), trajectory.ROUNDING))
+        held = trajectory.HELD if n <= schedule.NOISIEST else self.bend((n + m) / 2)
+        expected = min(e, max(held * (m - n), trajectory.ROUNDING))
         if sloped:
             expected = self.bend((n + m) / 2) * max(m - n, least) * math.sqrt(max(m - self.lams[0], least))
         bend = max(1.0, math.exp(self.bent))

@@ -1,6 +1,5 @@
 """A prompt of two KSamplerAdvanced, executed by ComfyUI's own executor without a server."""
 
-import asyncio
 import copy
 import types
 from unittest import mock
@@ -108,12 +107,3 @@ class TwoStages:
             executor.execute(self.prompt, "prompt", {}, ends)
         assert executor.success, executor.status_messages[-1]
         return self.out
-
-
-def in_a_task(function):
-    """What a function returns, called in an asyncio task as ComfyUI's executor calls its nodes."""
-
-    async def main():
-        return function()
-
-    return asyncio.run(main())

@@ -7,7 +7,7 @@ import comfy.patcher_extension
 
 from ...engine import Config
 from ..blocks import UnsupportedModel, family_of
-from . import handover, live
+from . import live
 from .conds import is_guided
 from .families import FAMILIES
 from .prompts import Newest, Present
@@ -79,7 +79,6 @@ class _Template:
         if len(sigmas) < 2:  # no step to take, as SplitSigmas may leave it
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         guider = executor.class_obj
-        video = handover.Video(self.config, guider, sampler, masked=denoise_mask is not None)
         run = SamplerRun(
             self.config,
             guider.model_patcher,
@@ -89,7 +88,6 @@ class _Template:
             shapes=kwargs.get("latent_shapes"),
             sampler=sampler,
             denoise_mask=denoise_mask,
-            stage=video.stage(noise, latent_image, sigmas),
             guided=is_guided(guider),
         )
         watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
@@ -104,5 +102,4 @@ class _Template:
                 if run.speaks:
                     log.info("Foresight %s", stats.summary())
                 watcher.finish()
-        video.leave(run.left, samples, sigmas)
         return samples

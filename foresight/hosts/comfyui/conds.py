@@ -5,6 +5,9 @@ from collections import Counter
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
+
+_AROUND = WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH
 
 
 class StreamKeys:
@@ -60,9 +63,14 @@ def active_conds(conds: dict[str, list[dict]], sigma: float) -> tuple:
 
 
 def is_guided(guider: comfy.samplers.CFGGuider) -> bool:
-    """Whether the output is made of several conds. What is not known for sure, as with another pack's guider, is so."""
-    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise and math.isclose(guider.cfg, 1.0)
-    return not plain or any(name.startswith("sampler_") for name in guider.model_options)  # functions around CFG
+    """Whether the output may be made of several conds: it is not known for sure that the guider gives one as it is."""
+    core, options = comfy.samplers.CFGGuider, guider.model_options
+    methods = ("predict_noise", "outer_predict_noise", "__call__")
+    if not all(getattr(getattr(guider, name), "__func__", None) is getattr(core, name) for name in methods):
+        return True  # another pack's, or one that guides by several numbers
+    around = [wrapper for kind in _AROUND for wrapper in get_all_wrappers(kind, options, is_model_options=True)]
+    changed = around or any(name.startswith("sampler_") for name in options)  # CFG Override, functions around CFG
+    return bool(changed) or not math.isclose(guider.cfg, 1.0)
 
 
 def transformer_options(args: tuple, kwargs: dict) -> dict | None:

@@ -12,13 +12,12 @@ import torch
 
 from ...engine import Config, Run, RunStats
 from ...engine.compiler import outside_graphs
-from ...engine.stages import Stage
 from ...engine.tape import Tape
 from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from ..ranks import ranks_of
-from . import memory
+from . import handover, memory
 from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
@@ -47,7 +46,6 @@ class SamplerRun:
         shapes: Of the parts of a packed latent.
         sampler: ComfyUI's object of it.
         denoise_mask: What of the latent is to be sampled; None for all.
-        stage: What other runs of the same video have to do with this one.
         guided: See `conds.is_guided`.
 
     Attributes:
@@ -64,10 +62,10 @@ class SamplerRun:
         shapes: Sequence[Sequence[int]] | None = None,
         sampler: object = None,
         denoise_mask: torch.Tensor | None = None,
-        stage: Stage | None = None,
         guided: bool = True,
     ):
-        self._config, self._cfg, self._steps = config, cfg, len(sigmas) - 1
+        self._config, self._cfg, schedule = config, cfg, sigmas.tolist()
+        self._steps = len(schedule) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         levels = Levels(model_sampling)
@@ -79,32 +77,28 @@ class SamplerRun:
         self.speaks = ranks.first
         self._run = Run(
             config,
-            schedule=sigmas.tolist(),
+            schedule=schedule,
             region=(highest, lowest),
             offload=memory.offload(config),
             inactive=ranks.never or _why_not(sampler),
             noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
             over=levels.over,
-            tape=_tape(sampler, denoise_mask, len(sigmas) - 1, alone=ranks.worst is None),
-            stage=stage if ranks.worst is None else None,  # whether it fits is found by each process for itself
+            tape=_tape(sampler, denoise_mask, self._steps, alone=ranks.worst is None),
             worst=ranks.worst,
             parts=self._parts.names,
             guided=guided,
+            # each process would find it for itself
+            whole=handover.whole_of(schedule[-1]) if ranks.worst is None else None,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._replay = Replay(self._run, self._parts, self._functions)
-        self._edges, self._numbers = Edges(levels.sigma, sigmas.tolist(), but=KEY), Numbers()
+        self._edges, self._numbers = Edges(levels.sigma, schedule, but=KEY), Numbers()
         self._watch = watch
 
     @property
     def stats(self) -> RunStats:
         """The record of the run, filled in as it goes on."""
         return self._run.stats
-
-    @property
-    def left(self) -> object:
-        """What a run that goes on from the end of this one may take over; it is not dropped with the run."""
-        return self._run.left
 
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""

@@ -8,7 +8,6 @@ import torch
 from foresight import ForecastConfig, PaperConfig
 from foresight.engine import Restart, Run
 from foresight.engine.agreement import Agreement, Apart
-from foresight.engine.stages import Stage
 from foresight.engine.tape import Tape
 
 CPU = torch.device("cpu")
@@ -187,19 +186,6 @@ def test_all_hear_what_each_tells():
     results, _ = Together(3).all(lambda rank, worst: exchanged(rank, worst, silent=1))
     assert [joint.told for joint in results] == [None] * 3  # half of it would mislead
     assert Agreement(Together(1).of(0), ()).exchange(0, 0, 0.5, []).told is None
-
-
-def test_nothing_is_handed_over_that_one_process_has_measured_for_itself():
-    stage = Stage(goes_on=True, whole=2 * STEPS)
-    alone, shared = (Run(CONFIG, schedule=SIGMAS[:12], stage=stage, worst=w) for w in (None, Together(1).of(0)))
-    for run in (alone, shared):
-        x = torch.linspace(2, -2, 12).view(1, 12)
-        for sigma, following in zip(SIGMAS, SIGMAS[1:12], strict=False):
-            run.begin_evaluation(sigma, (x,))
-            (d,) = run.output("d", 1, lambda x=x, s=sigma: (output_at(x, s),), CPU, lambda d, x=x: (x - d[0],))
-            x = d + (x - d) * (following / sigma)
-        run.close()
-    assert alone.left is not None and shared.left is None
 
 
 @pytest.mark.parametrize("level", [0.0, 0.01])

@@ -1,9 +1,13 @@
 """How much of each output the sampler takes, found on the latents alone."""
 
+import itertools
+
 import pytest
 import torch
 
+from foresight.engine import ForecastConfig, Run
 from foresight.engine.blend import Blend
+from foresight.engine.plan import MU
 
 ITEMS, SIZE = 2, 4096
 
@@ -68,6 +72,28 @@ def test_one_output_is_without_guidance_unless_another_process_may_have_another(
             blend.note((seeded(1 + seed),), None)
         blend.begin(0.9, (seeded(0),), None)
         assert blend.guides is guides, outputs
+
+
+@pytest.mark.parametrize("begins", [0, 4, 99])
+def test_what_is_guided_from_some_step_on_is_planned_as_that_from_there_on(begins):
+    """Euler's steps in a host that sees conds: twelve steps, of which those before `begins` have one."""
+    steps, left_out = 12, []
+    levels = [5 * t / (1 + 4 * t) for t in (1 - k / steps for k in range(steps + 1))]
+    run, x = Run(ForecastConfig(), steps=steps, noise=lambda s: s, blended=True, first_step=0), seeded(0)
+    for k, (level, following) in enumerate(itertools.pairwise(levels)):
+        run.begin_evaluation(level, (x,))
+        names, given = ["cond", "uncond"] if k >= begins else ["cond"], []
+        for name in names:
+            output = 0.1 * seeded(1) + (0.02 * k if name == "cond" else 0.0)
+            given.append(run.output(name, 0, lambda d=output: (d,), x.device, lambda d, x=x: (x - d[0],))[0])
+        denoised = given[0] if len(given) == 1 else given[1] + 4 * (given[0] - given[1])
+        x = denoised + following / level * (x - denoised)
+        left_out.append(run.kind == "reuse")
+        counts = run._policy._mu / (MU * 0.5)
+        # what an evaluation has shown counts in the next one; of the sampler, the second step tells the first thing
+        guided = k < 2 or begins < k
+        assert counts == pytest.approx(1 if guided else (16 / 12) ** 2, rel=0.01), k
+    assert run.close().inactive is None and any(left_out)
 
 
 def test_what_the_pipeline_holds_fixed_does_not_count():

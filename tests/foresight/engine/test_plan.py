@@ -6,8 +6,9 @@ import math
 import pytest
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.plan import Planner, counted, ending, longest
+from foresight.engine.plan import Planner, bend, counted, ending, longest, protected
 from foresight.engine.schedule import Schedule, whole_steps
+from foresight.engine.tape import Tape
 from foresight.engine.trajectory import NEWEST, Trajectory, _off
 
 
@@ -173,17 +174,18 @@ def test_the_first_that_a_run_shows_is_all_there_is_and_what_comes_later_counts_
     trajectory.learn([8 * _off(-5.0, -4.0, -3.0)], sloped=True)
     assert trajectory.scale == pytest.approx(2 * 4**NEWEST)
     trajectory.begin_gap(9.0, -2.0)
-    trajectory.learn([0.08 * 8 * 4**NEWEST], sloped=False)  # after a jump: there is something to go by
+    trajectory.learn([bend(-2.5) * 8 * 4**NEWEST], sloped=False)  # after a jump: there is something to go by
     assert trajectory.scale == pytest.approx(2 * 4 ** (2 * NEWEST))
 
 
 @pytest.mark.parametrize("lams", [(-2.5, -1.5), (-5.0, -4.99, -4.0)])
 def test_a_first_output_of_anything_but_noise_says_less(lams):
-    """Given again, the output of a noisy video (image to video, a second stage) is further off than that of noise."""
+    """Given again, the output of a noisy video (image to video, a second stage) is off as lines are at its level."""
     trajectory = Trajectory()
     for u, lam in enumerate(lams):
         trajectory.begin_gap(float(u), lam)
-    trajectory.learn([0.16 * (lams[-1] - lams[-2])], sloped=False)
+    expected = bend((lams[-2] + lams[-1]) / 2) * (lams[-1] - lams[-2])
+    trajectory.learn([2 * expected], sloped=False)
     assert trajectory.scale == pytest.approx(2**NEWEST)
 
 
@@ -198,9 +200,43 @@ def test_a_rough_video_takes_less_care_of_the_end(gamma, steps):
 
 
 @pytest.mark.parametrize(("steps", "times"), [(1, 4), (4, 4), (8, 4), (12, 16 / 9), (16, 1), (20, 1), (1000, 1)])
-def test_without_guidance_a_threshold_counts_for_more_in_a_run_of_few_steps(steps, times):
-    assert counted(0.5, steps, guided=False) == pytest.approx(0.5 * times)
-    assert counted(0.5, steps, guided=True) == 0.5 and counted(0.0, steps, guided=False) == 0
+def test_a_threshold_counts_for_more_in_a_calm_run_of_few_steps(steps, times):
+    assert counted(0.5, steps, calm=True) == pytest.approx(0.5 * times)
+    assert counted(0.5, steps, calm=False) == 0.5 and counted(0.0, steps, calm=True) == 0
+
+
+def few(steps, **given):
+    """A run of few steps at the default, without guidance unless it is said."""
+    given = {"schedule": flow(steps), "noise": lambda sigma: sigma, "guided": False, **given}
+    return Run(ForecastConfig(), **given)
+
+
+@pytest.mark.parametrize("steps", [8, 12])
+def test_what_makes_a_run_calm(steps):
+    """Euler's steps, no guidance, and no other process that may know better; a stage is as long as the whole."""
+    assert few(steps).stats.planned < steps
+    plain = few(steps, guided=True).stats.planned
+    assert few(steps, tape=Tape()).stats.planned == few(steps, guided=True, tape=Tape()).stats.planned
+    assert few(steps, tape=Tape(until=2.0)).stats.planned == few(steps).stats.planned  # it is Euler's, too
+    assert few(steps, worst=AlwaysAlone()).stats.planned == plain
+    assert few(steps, whole=20).stats.planned == few(steps, whole=20, guided=True).stats.planned
+
+
+class AlwaysAlone:
+    """Another process, as far as the plan before a run can tell."""
+
+    size, places, place = 2, 2, 0
+
+    def __call__(self, numbers):
+        raise AssertionError("nothing has begun")
+
+
+@pytest.mark.parametrize(("gamma", "last"), [(0.5, 1), (32.0, 1), (33.0, 0), (128.0, 0)])
+def test_only_a_calm_run_comes_to_where_the_last_step_is_not_sure_to_be_computed(gamma, last):
+    assert protected(places(flow(8)), 0.04, gamma, order=1, pays=True) == last
+    assert protected(places(flow(50)), 0.04, gamma, order=1, pays=True) == 2  # 4 % of them
+    noisy = places(flow(20)[:11])
+    assert protected(noisy, 0.04, gamma, order=1, pays=True) == 2 and protected(noisy, 0.04, gamma, 3, pays=False) == 1
 
 
 def test_what_is_near_to_the_computed_step_before_tells_nothing_of_how_the_rest_bends():

@@ -11,6 +11,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.utils
+import comfy_extras.nodes_custom_sampler as guider_nodes
 
 from foresight import PaperConfig
 from foresight.engine import ForecastConfig
@@ -86,17 +87,42 @@ def test_what_counts_as_guidance():
             return 2 * super().predict_noise(*args, **kwargs)
 
     assert is_guided(Other(model.patcher))
+
+    class Outer(type(basic)):
+        def outer_predict_noise(self, *args, **kwargs):
+            return 2 * super().outer_predict_noise(*args, **kwargs)
+
+    patched = type(basic)(model.patcher)
+    patched.predict_noise = lambda *args, **kwargs: None
+    assert is_guided(Outer(model.patcher)) and is_guided(patched)
     for function in ("cfg_function", "post_cfg_function", "pre_cfg_function", "calc_cond_batch_function"):
         patched = model.patcher.clone()
         getattr(patched, f"set_model_sampler_{function}")(lambda args: args["denoised"])
         assert is_guided(type(basic)(patched)), function
 
 
-@pytest.mark.parametrize("guider", GUIDERS)
+@pytest.mark.parametrize("guider", [*GUIDERS, "CFG Override"])
 def test_few_steps_are_planned_by_what_guides_them(guider, runs):
     model = MODELS["flux"]()
-    guided(model, apply_foresight(model.patcher, ForecastConfig()), guider, steps=8)
+    patcher = apply_foresight(model.patcher, ForecastConfig())
+    if guider == "CFG Override":  # a guider of CFG 1, and a node that changes that on the way
+        patcher, guider = guider_nodes.CFGOverride.execute(patcher, 5.0, 0.0, 0.7).args[0], "BasicGuider"
+        guided(model, patcher, guider, steps=8)
+        assert runs[0].inactive
+        return
+    guided(model, patcher, guider, steps=8)
     assert (runs[0].planned, bool(runs[0].inactive)) == ((6, False) if guider == "BasicGuider" else (None, True))
+
+
+@pytest.mark.parametrize(("steps", "threshold"), [(8, 0.5), (8, 2.0), (12, 1.0), (4, 8.0), (4, 32.0), (8, 32.0)])
+def test_forecasts_of_few_steps_without_guidance_are_what_the_method_says(steps, threshold, runs):
+    """With the highest threshold not even the last step is computed."""
+    model, reference = MODELS["flux"](), Reference(threshold)
+    ours = guided(model, apply_foresight(model.patcher, ForecastConfig(threshold=threshold)), "BasicGuider", steps)
+    expected = guided(model, reference(model.patcher), "BasicGuider", steps)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert reference.computed == steps - runs[0].reused + runs[0].taken_back and runs[0].reused
+    assert (runs[0].evaluations[-1].kind == "reuse") == (threshold == 32.0)
 
 
 LOUDEST = 1.2

@@ -87,12 +87,13 @@ def test_one_process_speaks_in_the_log(models, shared, caplog):
         assert any("estimated speed-up" in message for message in caplog.messages) is first
 
 
-def test_nothing_is_handed_over_where_others_share_the_run(models, shared):
-    """Each process would find for itself whether a stage goes on from another."""
-    from foresight.engine.stages import Stage
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks("2 processes", Worst())], ids=["alone", "two processes"])
+def test_no_end_is_left_open_where_others_share_the_run(models, shared, monkeypatch, ranks):
+    """Each process would find for itself whether another stage goes on from it."""
+    from foresight.hosts.comfyui import handover
     from foresight.hosts.comfyui.run import SamplerRun
 
-    shared(Ranks("2 processes", Worst()))
-    stage, sigmas = Stage(goes_on=True, whole=40), torch.linspace(1, 0.5, 11)
-    run = SamplerRun(FORECAST, models["wan"].patcher, sigmas, stage=stage)
-    assert run._run._policy.resources.stage == Stage() and run._run._policy.resources.together
+    shared(ranks)
+    monkeypatch.setattr(handover, "following", lambda nodes, sampler_id: 40)
+    resources = SamplerRun(FORECAST, models["wan"].patcher, torch.linspace(1, 0.5, 11))._run._policy.resources
+    assert (resources.whole, resources.together) == ((None, True) if ranks.worst else (40, False))

