@@ -142,9 +142,9 @@ def _in_a_prompt(sample: Callable[[], Result], steps: int) -> Result:
 
     There is no prompt here to see that in. Foresight then leaves the first stage's end open, as it does for a user.
     """
-    from foresight.hosts.comfyui import handover
+    from foresight.hosts.comfyui import stages
 
-    with mock.patch.object(handover, "following", lambda nodes, sampler_id: steps):
+    with mock.patch.object(stages, "following", lambda nodes, sampler_id: steps):
         return sample()
 
 

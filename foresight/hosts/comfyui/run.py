@@ -17,7 +17,7 @@ from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from ..ranks import ranks_of
-from . import handover, memory
+from . import memory, stages
 from .changes import Edges, Numbers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
@@ -88,7 +88,7 @@ class SamplerRun:
             parts=self._parts.names,
             guided=guided,
             # each process would find it for itself
-            whole=handover.whole_of(schedule[-1]) if ranks.worst is None else None,
+            whole=stages.whole_of(schedule[-1]) if ranks.worst is None else None,
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._replay = Replay(self._run, self._parts, self._functions)

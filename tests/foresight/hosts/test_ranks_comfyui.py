@@ -90,10 +90,10 @@ def test_one_process_speaks_in_the_log(models, shared, caplog):
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks("2 processes", Worst())], ids=["alone", "two processes"])
 def test_no_end_is_left_open_where_others_share_the_run(models, shared, monkeypatch, ranks):
     """Each process would find for itself whether another stage goes on from it."""
-    from foresight.hosts.comfyui import handover
+    from foresight.hosts.comfyui import stages
     from foresight.hosts.comfyui.run import SamplerRun
 
     shared(ranks)
-    monkeypatch.setattr(handover, "following", lambda nodes, sampler_id: 40)
+    monkeypatch.setattr(stages, "following", lambda nodes, sampler_id: 40)
     resources = SamplerRun(FORECAST, models["wan"].patcher, torch.linspace(1, 0.5, 11))._run._policy.resources
     assert (resources.whole, resources.together) == ((None, True) if ranks.worst else (40, False))

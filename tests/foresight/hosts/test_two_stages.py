@@ -7,7 +7,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-from foresight.hosts.comfyui import handover
+from foresight.hosts.comfyui import stages as module
 from support.two_stages import TwoStages
 
 
@@ -19,13 +19,13 @@ def stages(models):
 @pytest.fixture
 def seen(monkeypatch):
     """What every run was told of the one behind it, in order."""
-    found, whole_of = [], handover.whole_of
+    found, whole_of = [], module.whole_of
 
     def told(last):
         found.append(whole_of(last))
         return found[-1]
 
-    monkeypatch.setattr(handover, "whole_of", told)
+    monkeypatch.setattr(module, "whole_of", told)
     return found
 
 
@@ -41,7 +41,7 @@ def error(out, plain):
 def alone(stages, monkeypatch):
     """The result where each stage is planned alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(handover, "following", lambda nodes, sampler_id: None)
+        patch.setattr(module, "following", lambda nodes, sampler_id: None)
         return stages.execute()
 
 
@@ -117,4 +117,4 @@ def test_a_latent_that_somebody_else_sees_is_finished(stages, seen, monkeypatch)
 
 
 def test_outside_of_a_prompt_nobody_goes_on():
-    assert handover.whole_of(0.5) is None
+    assert module.whole_of(0.5) is None
