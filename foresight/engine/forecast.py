@@ -97,7 +97,8 @@ class Forecast(Policy):
         whole = self.resources.whole
         gamma = counted(self.config.threshold, whole or self._N, self._calm)
         self._mu = MU * gamma / self._amplifies
-        open_end = whole is not None or not self.last or self.steps is None  # a second stage goes on from it
+        # another stage goes on from an open end; UniPC makes much of its last outputs there too
+        open_end = whole is not None and self._order == 1 or not self.last or self.steps is None
         last = 0 if open_end else protected(places, self.last, gamma, self._order, pays=not self._corrects)
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
@@ -176,7 +177,6 @@ class Forecast(Policy):
         now, step = self._now, int(place.position + 1e-3)
         # where the first step is not Euler's, the sampler makes something else of an output that is given again
         known = now.histories and all(h.ready or h.may_hold and now.euler for h in now.histories.values())
-        known = known and place.evaluation > 0  # the first is computed, whatever the run before has left
         if not known or now.move.idle or now.in_a_row >= self._most_in_a_row or place.last and self.last:
             return True
         if now.next is None:

@@ -66,23 +66,20 @@ class Run(Restarts, Holding):
         whole: int | None = None,
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
-        self.evaluation, self.kind = -1, "plain"  # see `Kind`
+        self.evaluation, self.kind, self._closed, self._by_block = -1, "plain", False, config.by_block  # see `Kind`
         self._schedule = Schedule(config, schedule, steps, noise, region, first_step, until, over)
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
-        together, count = worst is not None, max(1, len(parts))
-        guided |= together  # what one process knows for itself is nothing to plan by
-        lent = Resources(self._offload, *asks, blend, tape, whole, together, count, guided)
+        together = worst is not None  # what one process knows for itself is then nothing to plan by
+        known = None if together else whole, together, max(1, len(parts)), guided or together
+        lent = Resources(self._offload, *asks, blend, tape, *known)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
-        self._decision = Decision(compute=True)
+        self._decision, self._began = Decision(compute=True), None
         self._calls: dict[Hashable, list[int]] = {}  # block calls that each output took when it was computed last
-        self._began: float | None = None
-        self._closed, self._by_block = False, config.by_block
-        if worst is not None and not self._policy.together:
-            inactive = inactive or f"blocks are spread over {worst.size} processes"
-        inactive = config.off_reason or inactive or why_nothing(self._policy, self._schedule)
+        spread = f"blocks are spread over {worst.size} processes" if together and not self._policy.together else None
+        inactive = config.off_reason or inactive or spread or why_nothing(self._policy, self._schedule)
         self.stats = RunStats(config, self._schedule.steps, self._schedule.warmup, inactive=inactive, parts=parts)
         if not inactive and not first_step and self._policy.planned is not None:
             self.stats.note_plan(self._policy.planned, self._schedule.outlook())

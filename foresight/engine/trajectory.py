@@ -76,8 +76,9 @@ class Trajectory:
         if not error or len(self._lams) < 2 + sloped:  # 0 is no evidence, see `history.relative`
             return
         far = self._lams[-1] - self._lams[-2]
-        # given again, the output of pure noise is off by less than that of a noisy video
-        held = HELD if self._lams[-2] <= NOISIEST else bend((self._lams[-2] + self._lams[-1]) / 2)
+        # given again, the first output of a whole run is off by less than that of a noisy video
+        begins = all(history.holds for history in self.histories.values())
+        held = HELD if begins else bend((self._lams[-2] + self._lams[-1]) / 2)
         expected = _off(*self._lams) if sloped else min(max(held * far, ROUNDING), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
         found = min(max(error / expected, 1 / MOST), MOST)

@@ -256,7 +256,7 @@ class Reference:
         if not e:
             return
         n, least = self.lams[-1], trajectory.NEAR
-        held = trajectory.HELD if n <= schedule.NOISIEST else self.bend((n + m) / 2)
+        held = trajectory.HELD if self.holds else self.bend((n + m) / 2)
         expected = min(e, max(held * (m - n), trajectory.ROUNDING))
         if sloped:
             expected = self.bend((n + m) / 2) * max(m - n, least) * math.sqrt(max(m - self.lams[0], least))

@@ -64,8 +64,8 @@ class SamplerRun:
         denoise_mask: torch.Tensor | None = None,
         guided: bool = True,
     ):
-        self._config, self._cfg, schedule = config, cfg, sigmas.tolist()
-        self._steps = len(schedule) - 1
+        self._config, self._cfg, self._watch = config, cfg, watch
+        schedule, self._steps = sigmas.tolist(), len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
         levels = Levels(model_sampling)
@@ -87,13 +87,11 @@ class SamplerRun:
             worst=ranks.worst,
             parts=self._parts.names,
             guided=guided,
-            # each process would find it for itself
-            whole=stages.whole_of(schedule[-1]) if ranks.worst is None else None,
+            whole=stages.whole_of(schedule[-1]),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
         self._replay = Replay(self._run, self._parts, self._functions)
         self._edges, self._numbers = Edges(levels.sigma, schedule, but=KEY), Numbers()
-        self._watch = watch
 
     @property
     def stats(self) -> RunStats:

@@ -10,7 +10,7 @@ from comfy_execution.graph_utils import is_link
 from .prompts import executing
 
 SAMPLER = "KSamplerAdvanced"
-ALIKE = "steps", "scheduler"
+ALIKE = "steps", "scheduler", "sampler_name"  # some samplers have other levels at the same step
 ENOUGH = 2  # steps that the next run has at least
 
 
@@ -32,6 +32,10 @@ def _nodes():
 def following(nodes, sampler_id: str | None) -> int | None:
     """Steps of the whole, if a sampler's latent goes to a second stage and nowhere else; else None."""
     if nodes is None or sampler_id is None or not nodes.has_node(sampler_id):
+        return None
+    if (
+        nodes.get_parent_node_id(sampler_id) is not None
+    ):  # in what a node has expanded to, nobody says who takes its latent
         return None
     users = [
         (name, nodes.get_node(node_id))
