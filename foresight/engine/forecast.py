@@ -211,7 +211,9 @@ class Forecast(Policy):
             self.resources.compute_instead()
         result, self._mends, self._computes = compute(), known, True
         if not known:
-            history = now.histories[key] = self.history(signature, self._place.tau <= HOLDS_UNTIL, self._N)
+            early = self._place.tau <= HOLDS_UNTIL
+            history = now.histories[key] = self.history(signature, early, self._N)
+            now.late = not early if now.late is None else now.late
         with torch.no_grad():
             given = history.observe(self._place, result, unit(result), waits_on, self._pays)
             now.begin_gap(self._place.position, self._place.lam)

@@ -21,12 +21,11 @@ class History:
     """One output (of the guider, or of one cond): the two computed last, and what the forecasts since then left in x.
 
     Args:
-        holds: Whether the first output may be given again before there is a slope; it then begins a whole run.
+        holds: Whether the first output may be given again before there is a slope.
         steps: N, of a whole run with steps like these; a run that is a part of one has fewer.
 
     Attributes:
         signature: Whatever must stay the same for a forecast to make sense.
-        holds: See above; never again after a jump.
         error: e of its newest computed evaluation, see `relative`; None where there was nothing to forecast from.
         missed: D^ - D_m, while `error` is.
         sloped: Whether that D^ had two outputs to go by.
@@ -37,7 +36,7 @@ class History:
     damping = DAMPING
 
     def __init__(self, signature: Hashable, holds: bool, steps: float):
-        self.signature, self.holds, self._steps = signature, holds, steps
+        self.signature, self._holds, self._steps = signature, holds, steps
         self.error: torch.Tensor | None = None
         self.missed: Tensors | None = None
         self.sloped = self.flat = False
@@ -52,7 +51,7 @@ class History:
     @property
     def may_hold(self) -> bool:
         """Whether the only output there is may be given again."""
-        return self.holds and len(self._computed) == 1
+        return self._holds and len(self._computed) == 1
 
     @property
     def u_n(self) -> float:
@@ -70,11 +69,11 @@ class History:
 
     def forget(self) -> None:
         """Drop the older output: after a jump the slope says nothing."""
-        self._computed, self.holds = self._computed[-1:], False
+        self._computed, self._holds = self._computed[-1:], False
 
     def take_back(self) -> None:
         """Drop the newer output: what comes next is computed."""
-        self._computed, self.holds = self._computed[:-1], False
+        self._computed, self._holds = self._computed[:-1], False
 
     @outside_graphs()
     def forecast(self, place: Place, device: torch.device) -> Tensors:

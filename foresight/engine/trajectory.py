@@ -31,6 +31,7 @@ class Trajectory:
     Attributes:
         histories: By output.
         track: Where its latent was last.
+        late: Whether it began in the middle of a whole run; None before it has begun.
         move: How it came to the evaluation under way.
         u_n: Position of the evaluation computed last.
         before: That of the computed one before.
@@ -43,7 +44,7 @@ class Trajectory:
     """
 
     def __init__(self):
-        self.track = Track()
+        self.track, self.late = Track(), None
         self.forget()
 
     def forget(self) -> None:
@@ -76,9 +77,8 @@ class Trajectory:
         if not error or len(self._lams) < 2 + sloped:  # 0 is no evidence, see `history.relative`
             return
         far = self._lams[-1] - self._lams[-2]
-        # given again, the first output of a whole run is off by less than that of a noisy video
-        begins = all(history.holds for history in self.histories.values())
-        held = HELD if begins else bend((self._lams[-2] + self._lams[-1]) / 2)
+        # given again, the first output of a whole run is off by less than that of a run from a noisy video
+        held = bend((self._lams[-2] + self._lams[-1]) / 2) if self.late else HELD
         expected = _off(*self._lams) if sloped else min(max(held * far, ROUNDING), error)
         jump = error > min(max(JUMP * expected * max(1.0, self._bend), ROUNDING), FAR)
         found = min(max(error / expected, 1 / MOST), MOST)

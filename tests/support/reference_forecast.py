@@ -256,7 +256,8 @@ class Reference:
         if not e:
             return
         n, least = self.lams[-1], trajectory.NEAR
-        held = trajectory.HELD if self.holds else self.bend((n + m) / 2)
+        late = self.over(self.sigmas[0]) > history.HOLDS_UNTIL
+        held = self.bend((n + m) / 2) if late else trajectory.HELD
         expected = min(e, max(held * (m - n), trajectory.ROUNDING))
         if sloped:
             expected = self.bend((n + m) / 2) * max(m - n, least) * math.sqrt(max(m - self.lams[0], least))

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.history import History
 from foresight.engine.plan import Planner, bend, counted, ending, longest, protected
 from foresight.engine.schedule import Schedule, whole_steps
 from foresight.engine.tape import Tape
@@ -166,8 +165,7 @@ def test_twice_as_far_a_line_is_off_by_the_power_of_one_and_a_half():
 
 
 def test_the_first_that_a_run_shows_is_all_there_is_and_what_comes_later_counts_a_third():
-    trajectory, history = Trajectory(), History(None, holds=True, steps=20)
-    trajectory.histories["x"] = history
+    trajectory = Trajectory()
     trajectory.begin_gap(0.0, -5.0)
     trajectory.begin_gap(5.0, -4.0)
     trajectory.learn([0.16], sloped=False)  # the first output given again, expected to be 0.08 off
@@ -176,8 +174,7 @@ def test_the_first_that_a_run_shows_is_all_there_is_and_what_comes_later_counts_
     trajectory.learn([8 * _off(-5.0, -4.0, -3.0)], sloped=True)
     assert trajectory.scale == pytest.approx(2 * 4**NEWEST)
     trajectory.begin_gap(9.0, -2.0)
-    history.forget()
-    trajectory.learn([bend(-2.5) * 8 * 4**NEWEST], sloped=False)  # after a jump: there is something to go by
+    trajectory.learn([0.08 * 8 * 4**NEWEST], sloped=False)  # after a jump: there is something to go by
     assert trajectory.scale == pytest.approx(2 * 4 ** (2 * NEWEST))
 
 
@@ -190,7 +187,7 @@ def test_a_first_output_of_anything_but_noise_says_less(lams, begins):
     The first of a whole run is off by less, also where a model's noisiest level is no pure noise (SDXL).
     """
     trajectory = Trajectory()
-    trajectory.histories["x"] = History(None, holds=begins, steps=20)
+    trajectory.late = not begins
     for u, lam in enumerate(lams):
         trajectory.begin_gap(float(u), lam)
     expected = (HELD if begins else bend((lams[-2] + lams[-1]) / 2)) * (lams[-1] - lams[-2])
@@ -287,8 +284,7 @@ def test_steps_that_are_all_noise_are_no_jump():
     trajectory = Trajectory()
     for u in range(3):
         trajectory.begin_gap(float(u), -5.0)
-    any_ = {"forget": lambda self: pytest.fail("a jump"), "holds": False}
-    history = trajectory.histories["x"] = type("Any", (), any_)()
+    history = trajectory.histories["x"] = type("Any", (), {"forget": lambda self: pytest.fail("a jump")})()
     trajectory.learn([0.012], sloped=True)
     assert trajectory.scale == 1.0 and history
 
