@@ -33,10 +33,8 @@ def following(nodes, sampler_id: str | None) -> int | None:
     """Steps of the whole, if a sampler's latent goes to a second stage and nowhere else; else None."""
     if nodes is None or sampler_id is None or not nodes.has_node(sampler_id):
         return None
-    if (
-        nodes.get_parent_node_id(sampler_id) is not None
-    ):  # in what a node has expanded to, nobody says who takes its latent
-        return None
+    if nodes.get_parent_node_id(sampler_id) is not None:
+        return None  # a node has expanded to it, and what takes its latent in the end is in no node's inputs
     users = [
         (name, nodes.get_node(node_id))
         for node_id in nodes.all_node_ids()
