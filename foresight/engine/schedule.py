@@ -76,7 +76,6 @@ class Schedule:
             noise level.
         over: Share of a whole run that is over at a level; the share of this run's steps by default.
         first_step: Where levels are unknown, the step with which this run begins, if that is known.
-        until: Where levels are unknown, the level at which this run ends; another model may go on from there.
     """
 
     def __init__(
@@ -87,7 +86,6 @@ class Schedule:
         noise: Callable[[float], float] | None = None,
         region: tuple[float, float] | None = None,
         first_step: int | None = None,
-        until: float = 0.0,
         over: Callable[[float], float] | None = None,
     ):
         self._levels = _without_padding(levels) if levels is not None else None
@@ -100,7 +98,7 @@ class Schedule:
         self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
         self._first: float | None = None  # the level that was seen first
         self._start: int | None = None  # its step: a sampler may begin in the middle of what it was told
-        self._first_step, self._until = first_step or 0, until
+        self._first_step = first_step or 0
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the last three different levels
@@ -110,10 +108,6 @@ class Schedule:
     def is_warm(self) -> bool:
         """Whether warmup is over."""
         return self._warm_at is not None
-
-    def end(self) -> float:
-        """Share of noise with which this run ends, as far as that is known."""
-        return self._noise(self._until) if self._noise is not None else self._until
 
     def place(self, level: float | None) -> Place:
         """Where the next evaluation stands; asked once for each, in order."""
@@ -235,8 +229,7 @@ class Schedule:
         if not self._seen or level != self._seen[-1]:
             self._seen = [*self._seen[-2:], level]
         following = self._following(level)
-        until = self._until if level >= self._until else 0.0
-        last = level <= 0 or (until > 0 or not self._counted) and following - until <= 0.5 * (level - following)
+        last = level <= 0 or not self._counted and following <= 0.5 * (level - following)
         if self._noise is None:  # nothing is known of what the sampler does with an output
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
             return self._position, tau, noise[0], max(0.0, noise[0] - noise[1]), 1.0, 1.0, last

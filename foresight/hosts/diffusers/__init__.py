@@ -77,7 +77,6 @@ def apply_foresight(
     config: Config | None = None,
     *,
     steps: int | None = None,
-    until: float | None = None,
     group: "torch.distributed.ProcessGroup | None" = None,
 ) -> ForesightHandle:
     """Make a diffusers transformer faster from the next call on; a Foresight applied before is replaced.
@@ -95,8 +94,6 @@ def apply_foresight(
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
         steps: Denoising steps of a run. Wan's pipeline says it by itself; for the others, without it, the paper's
             automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
-        until: Share of noise (0..1) with which the pipeline goes on to another transformer: Wan 2.2's `boundary_ratio`,
-            for its first transformer. Without it, the second run knows it from the first.
         group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
@@ -109,6 +106,6 @@ def apply_foresight(
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
-    hook = ForesightHook(config, steps, until, group)
+    hook = ForesightHook(config, steps, group)
     registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

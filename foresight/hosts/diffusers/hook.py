@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from ...engine import Config, Offload, Run, RunStats
 from ...engine.compiler import outside_graphs
-from ...engine.schedule import LOWEST
 from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..ranks import Ranks, ranks_of
@@ -32,20 +31,18 @@ class ForesightHook(ModelHook):
     Args:
         config: The user's settings.
         steps: Denoising steps of a run, where the user says it.
-        until: Share of noise with which the pipeline goes on to another transformer, where the user says it.
         group: The processes that decide alike, where the user says it.
     """
 
     _is_stateful = True
 
-    def __init__(self, config: Config, steps: int | None, until: float | None = None, group=None):
+    def __init__(self, config: Config, steps: int | None, group=None):
         super().__init__()
-        self._config, self._steps, self._until, self._group = config, steps, until, group
+        self._config, self._steps, self._group = config, steps, group
         self._ranks = Ranks()
         self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
         self._run: Run | None = None
         self._stats: RunStats | None = None
-        self._ended: float | None = None  # share of noise where the last run left off for another transformer
         self._context = None  # of the newest call
         self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
@@ -146,7 +143,6 @@ class ForesightHook(ModelHook):
     def _new_run(self, level: float | None) -> Run:
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        ended = self._until if self._until is not None else self._ended
         offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
         run = Run(
             self._config,
@@ -156,7 +152,6 @@ class ForesightHook(ModelHook):
             inactive=self._ranks.never,
             worst=self._ranks.worst,
             first_step=getattr(self._context, "step_index", None),
-            until=(ended or 0.0) * self._scale,
             blended=True,
             parts=self._parts,
         )
@@ -218,13 +213,6 @@ class ForesightHook(ModelHook):
                 log.info("Foresight %s", self._stats.summary())
         self._begin_run()
 
-    def _note_end(self, stats: RunStats) -> None:
-        """Where the run ended with noise left, another transformer went on (Wan 2.2): so it will be next time."""
-        levels = [e.level / self._scale for e in stats.evaluations[-2:] if e.level is not None]
-        step = levels[0] - levels[-1] if levels else 0.0
-        stage = step > 0 and levels[1] > max(2 * step, LOWEST)
-        self._ended = levels[1] - 0.75 * step if stage else None
-
     def _end_interrupted_run(self) -> None:
         """The same on the way of an error, which nothing here may hide."""
         stats = self.stats
@@ -236,8 +224,6 @@ class ForesightHook(ModelHook):
             self._begin_run()
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        if self._run is not None:
-            self._note_end(self._run.stats)
         self.end_run()
         self._contexts.reset()
         return module

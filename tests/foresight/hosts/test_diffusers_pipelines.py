@@ -38,13 +38,13 @@ def made(request):
     return request.param.__name__, nets, call
 
 
-def with_foresight(nets, call, config, runs=1):
-    """The last of some runs, and the record that each transformer has of it."""
+def with_foresight(nets, call, config):
+    """The result of a run, and the record that each transformer has of it."""
     handles = [apply_foresight(net, config) for net in nets]
-    results = [call() for _ in range(runs)]
+    result = call()
     for handle in handles:
         handle.remove()
-    return results[-1], [handle.stats for handle in handles]
+    return result, [handle.stats for handle in handles]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_little_is_lost_and_the_end_is_computed(made):
     plain = call()
     ours, _ = with_foresight(nets, call, ForecastConfig())
     assert (ours - plain).norm() < 0.05 * plain.norm()
-    _, records = with_foresight(nets, call, ForecastConfig(threshold=2.0), runs=2)
+    _, records = with_foresight(nets, call, ForecastConfig(threshold=2.0))
     kinds = ["".join(e.kind[0] for e in stats.evaluations) for stats in records]
-    assert all(kind.endswith("f") for kind in kinds) and "r" in kinds[-1], kinds
+    assert kinds[-1].endswith("f") and "r" in kinds[-1], kinds  # of two transformers the second ends the video
 
 
 def wan():
