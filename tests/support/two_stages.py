@@ -86,8 +86,9 @@ class TwoStages:
         """The last latent of the same prompt without Foresight."""
         other = copy.copy(self)
         other.prompt = copy.deepcopy(self.prompt)
-        for sampler, model in (("1", "high"), ("2", "low")):
-            other.prompt[sampler]["inputs"]["model"] = [model, 0]
+        samplers = (node for node in other.prompt.values() if node["class_type"] == "KSamplerAdvanced")
+        for inputs in (node["inputs"] for node in samplers):
+            inputs["model"] = [inputs["model"][0].removesuffix("_foresight"), 0]
         other.things = {**self.things, "end": other._end}
         return other.execute()
 

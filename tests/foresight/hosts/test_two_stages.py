@@ -1,5 +1,7 @@
 """Two stages of a video in ComfyUI: the first leaves its end open where the prompt says that the second goes on."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from comfy_execution.graph import DynamicPrompt
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
 from foresight.hosts.comfyui import stages as module
+from support.comfy_models import wan
 from support.two_stages import TwoStages
 
 
@@ -102,6 +105,39 @@ def test_other_levels_behind_the_end_do_no_harm(stages, runs, seen):
     stages.things["low"] = ModelSamplingSD3().patch(stages.things["low"], 2.0)[0]
     plain, out = stages.plain(), stages.execute()
     assert seen == [20, None] and error(out, plain) < 0.1
+
+
+def test_the_second_model_may_be_another(models, seen, runs):
+    second = wan()
+    with torch.no_grad():
+        for weights in second.patcher.model.parameters():
+            weights.mul_(1.3)
+    stages = TwoStages(models["wan"], second)
+    plain, out = stages.plain(), stages.execute()
+    assert seen == [20, None] and pattern(runs[0]).endswith(".")
+    one_model = TwoStages(models["wan"]).plain()
+    assert error(out, plain) < 0.1 * error(one_model, plain)
+
+
+def test_what_a_mask_keeps_is_kept_behind_an_open_end(stages, seen, runs):
+    kept, mask = torch.randn(stages.things["empty"]["samples"].shape), torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1  # these columns are made anew
+    stages.things["empty"] = {"samples": kept, "noise_mask": mask}
+    plain, out = stages.plain(), stages.execute()
+    assert seen == [20, None] and pattern(runs[0]).endswith(".")
+    assert torch.equal(out[..., 2:], plain[..., 2:]) and not torch.equal(out, plain)
+    assert error(out, plain) < 0.1, error(out, plain)
+
+
+def test_of_three_stages_two_leave_their_ends_open(stages, seen, runs):
+    stages.prompt["3"] = copy.deepcopy(stages.prompt["2"])
+    stages.prompt["3"]["inputs"] |= {"latent_image": ["2", 0], "start_at_step": 15}
+    stages.prompt["2"]["inputs"] |= {"end_at_step": 15, "return_with_leftover_noise": "enable"}
+    stages.prompt["end"]["inputs"]["value"] = ["3", 0]
+    plain, out = stages.plain(), stages.execute()
+    assert seen == [20, 20, None] and error(out, plain) < 0.1, error(out, plain)
+    assert [pattern(stats)[-1] for stats in runs] == [".", ".", "C"]
+    assert [len(stats.evaluations) for stats in runs] == [10, 5, 5]
 
 
 def test_a_latent_that_goes_through_another_node_is_finished(stages, seen, monkeypatch):
