@@ -105,8 +105,8 @@ CONTENDERS = (
     Contender("static reuse", "diffusers", "every", _sweep("every", 2, 3, 4), peers.static, few=(0, 1, 2)),
     Contender(
         "Foresight forecast", "comfyui", "threshold",
-        _sweep("threshold", 0.05, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0, method="forecast"),
-        peers.foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(1, 2, 3, 4, 5),
+        _sweep("threshold", 0.05, 0.25, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0, method="forecast"),
+        peers.foresight, recommended={"threshold": 0.5, "method": "forecast"}, few=(2, 3, 4, 5, 6),
     ),
     Contender(
         "Foresight paper", "comfyui", "R, gamma",

@@ -126,9 +126,14 @@ def _mean(row: dict, figure: str, without: int | None) -> float:
     return (statistics.median if figure in ("time_ratio", "cpu_ratio") else statistics.mean)(kept)
 
 
-def error_of(row: dict, figure: str) -> float | None:
-    """Standard error of a row's mean over the prompts; None with one prompt."""
-    values = row["by_prompt"][figure]
+def where_reused(row: dict, figure: str) -> list[float]:
+    """A figure of the prompts in which something was reused; in the others PSNR is a cap, see `points_of`."""
+    by_prompt = row["by_prompt"]
+    return [value for value, psnr in zip(by_prompt[figure], by_prompt["psnr"], strict=True) if psnr < SAME]
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Standard error of a mean; None of one value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 

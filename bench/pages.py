@@ -8,11 +8,12 @@ from .fronts import (
     TITLES,
     Reading,
     by_contender,
-    error_of,
     groups,
     quality_at,
     read,
     speedup_at,
+    standard_error,
+    where_reused,
 )
 from .workloads import BY_NAME, LAST, PAPERS
 
@@ -98,7 +99,10 @@ def at_speeds(rows: list[dict]) -> str:
 
 
 def defaults(rows: list[dict]) -> str:
-    """Every contender as its authors set it: speed-up by work (CPU time), PSNR and SSIM in each column."""
+    """Every contender as its authors set it: speed-up by work (CPU time), PSNR and SSIM in each column.
+
+    "(2 of 3)": quality where something was reused, which was so in two of three videos; the speed-up is that of all.
+    """
     parts = []
     for model in dict.fromkeys(row["model"] for row in rows):
         chosen = [row for row in rows if row["model"] == model and row["recommended"]]
@@ -117,7 +121,9 @@ def knob(rows: list[dict]) -> str:
     for workload, model, found in groups(mine):
         lines.append(f"{TITLES.get(model, model)}, {workload}")
         for row in found:
-            text = f"{1 / row['work_share']:.2f}x, {row['psnr']:.1f} ({row['psnr_worst']:.1f}) dB"
+            psnr = where_reused(row, "psnr")
+            quality = f", {statistics.mean(psnr):.1f} ({min(psnr):.1f}) dB" if psnr else ""
+            text = f"{1 / row['work_share']:.2f}x{quality}"
             columns[values.index(row["settings"]["threshold"])][lines[-1]] = text
     return _table("threshold", [f"{value:g}" for value in values], lines, columns)
 
@@ -253,9 +259,13 @@ def _plain_cell(reading: Reading | None, leads: bool) -> str:
 def _default_cell(row: dict) -> str:
     if "cannot_run" in row:
         return "cannot run"
-    error = error_of(row, "psnr")
-    psnr = f"{row['psnr']:.1f}" + ("" if error is None else f" ± {error:.1f}")
-    return f"{1 / row['work_share']:.2f}x ({1 / row['cpu_ratio']:.2f}), {psnr}, {row['ssim']:.4f}"
+    speed = f"{1 / row['work_share']:.2f}x ({1 / row['cpu_ratio']:.2f})"
+    psnr, ssim, prompts = where_reused(row, "psnr"), where_reused(row, "ssim"), len(row["by_prompt"]["psnr"])
+    if not psnr:
+        return f"{speed}, nothing reused"
+    number = _number(Reading(statistics.mean(psnr), error=standard_error(psnr)), 1)
+    aside = f" ({len(psnr)} of {prompts})" if len(psnr) < prompts else ""
+    return f"{speed}, {number}, {statistics.mean(ssim):.4f}{aside}"
 
 
 def _table(corner: str, heads: list[str], names: list[str], columns: list[dict]) -> str:

@@ -2,7 +2,7 @@
 import { element } from "./element.js";
 
 export const PRESETS = [
-  { name: "final", threshold: 0.25, about: "For a final video: hardly a difference." },
+  { name: "final", threshold: 0.3, about: "For a final video: hardly a difference." },
   { name: "default", threshold: 0.5, about: "To begin with." },
   { name: "preview", threshold: 1, about: "Looking for a seed or a prompt." },
   { name: "draft", threshold: 2, about: "Drafts: differences show." },

@@ -10,7 +10,7 @@ from .common import CATEGORY
 
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "threshold", False,
-     "Speed against quality: higher is faster and drifts more. 0.25 for a final video, 0.5 to begin with, 1 for "
+     "Speed against quality: higher is faster and drifts more. 0.3 for a final video, 0.5 to begin with, 1 for "
      "looking around, 2 for drafts, up to 8 for rough ones. forecast: how much error a computed evaluation has to "
      "save. 0 = off, the exact plain result."),
     (io.Int, "warmup_steps", False,

@@ -144,6 +144,16 @@ def test_the_defaults_are_the_recommended_points_only():
     assert "| c | cannot run |  |" in text and "30.0" not in text
 
 
+def test_a_cap_is_in_no_mean_of_the_defaults():
+    """What is as the plain video, since nothing was reused, says nothing of what reuse costs."""
+    mixed, none = row(1.5, 70, recommended=True), row(1.0, 99, workload="euler 50", recommended=True)
+    mixed["by_prompt"] |= {"psnr": [99.0, 41.0], "ssim": [1.0, 0.9]}
+    none["by_prompt"]["psnr"] = [99.0, 99.0]
+    assert "| a | 1.50x (1.50), 41.0, 0.9000 (1 of 2) | 1.00x (1.00), nothing reused |" in pages.defaults([mixed, none])
+    assert "1.50x, 41.0 (41.0) dB" in pages.knob([{**mixed, "contender": pages.OURS}])
+    assert "| 1.00x |" in pages.knob([{**none, "contender": pages.OURS}])
+
+
 def test_what_the_threshold_does():
     text = pages.knob([row(2.0, 50, pages.OURS), row(4.0, 40, pages.OURS), row(2.0, 40, "b")])
     assert "| Wan, bundled, euler 20 | 2.00x, 50.0 (49.0) dB | 4.00x, 40.0 (39.0) dB |" in text

@@ -202,7 +202,7 @@ def test_a_preset_sets_the_threshold_by_pointer_and_by_keyboard(page):
     assert (threshold(), pressed()) == (2, ["draft"])
     buttons.nth(0).focus()
     page.page.keyboard.press("Enter")
-    assert (threshold(), pressed()) == (0.25, ["final"])
+    assert (threshold(), pressed()) == (0.3, ["final"])
     page.page.keyboard.press("Tab")
     page.page.keyboard.press("Tab")
     page.page.keyboard.press("Space")

@@ -53,7 +53,7 @@ def test_widgets_are_in_the_order_of_the_file_format_with_the_limits_of_the_conf
 
 def test_the_tooltip_of_the_threshold_names_the_presets():
     (threshold,) = [i for i in ForesightApply.GET_SCHEMA().inputs if i.id == "threshold"]
-    assert all(f"{value} for" in threshold.tooltip for value in ("0.25", "1", "2")) and "0.5 to" in threshold.tooltip
+    assert all(f"{value} for" in threshold.tooltip for value in ("0.3", "1", "2")) and "0.5 to" in threshold.tooltip
 
 
 @pytest.mark.parametrize(
