@@ -103,6 +103,8 @@ class Forecast(Policy):
         after = [place.phase == "after" for place in places]  # nothing is mended there, so the step before is computed
         must = [not p.may_reuse or after[k + 1] or k >= steps - last for k, p in enumerate(places[:-1])]
         self._planner = self.planner(places, must, self._most_in_a_row, self.early, whole, gamma)
+        for history in (h for trajectory in self._trajectories.values() for h in trajectory.histories.values()):
+            history.steps = self._N
         self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
         self._plan = self._computed_at((self._tape or Tape()).price)
 

@@ -22,7 +22,7 @@ class History:
 
     Args:
         holds: Whether the first output may be given again before there is a slope.
-        steps: N, of a whole run with steps like these; a run that is a part of one has fewer.
+        steps: N, of a whole run with steps like these; a run that is a part of one has fewer. May change.
 
     Attributes:
         signature: Whatever must stay the same for a forecast to make sense.
@@ -36,7 +36,7 @@ class History:
     damping = DAMPING
 
     def __init__(self, signature: Hashable, holds: bool, steps: float):
-        self.signature, self._holds, self._steps = signature, holds, steps
+        self.signature, self._holds, self.steps = signature, holds, steps
         self.error: torch.Tensor | None = None
         self.missed: Tensors | None = None
         self.sloped = self.flat = False
@@ -65,7 +65,7 @@ class History:
 
     def reach(self, h: float) -> float:
         """r(h): how much of the slope a forecast takes; the farther, the less it can be trusted."""
-        return 0.0 if self.flat else h / (1 + max(0.0, h) / (self.damping * self._steps))
+        return 0.0 if self.flat else h / (1 + max(0.0, h) / (self.damping * self.steps))
 
     def forget(self) -> None:
         """Drop the older output: after a jump the slope says nothing."""

@@ -27,6 +27,7 @@ def decide(policy: Policy, schedule: Schedule, row: Evaluation) -> Decision:
     place = schedule.place(row.level)
     row.share, row.kind = place.share, _KINDS.get(place.phase, "full")
     if schedule.has_news:
+        policy.steps = schedule.length
         policy.outlook(schedule.outlook())
     if place.phase == "after":
         policy.drop()

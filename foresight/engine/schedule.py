@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import Config
+from .even import Even, even_of, shifted
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
@@ -101,17 +102,24 @@ class Schedule:
         self._first_step = first_step or 0
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
-        self._seen: list[float] = []  # the last three different levels
+        self._seen: list[float] = []  # the different levels so far
+        self._even: Even | None = None  # what they show
         self._times: list[float] = []  # that are likely left at every step
+        self._news = False
 
     @property
     def is_warm(self) -> bool:
         """Whether warmup is over."""
         return self._warm_at is not None
 
+    @property
+    def length(self) -> int | None:
+        """Denoising steps of the run; where nobody says it, what its levels so far show, None before that."""
+        return self._even.steps if self.steps is None and self._even is not None else self.steps
+
     def place(self, level: float | None) -> Place:
         """Where the next evaluation stands; asked once for each, in order."""
-        self._evaluation += 1
+        self._evaluation, self._news = self._evaluation + 1, False
         if self._first is None:
             self._first = level
         if self._start is None:
@@ -131,9 +139,9 @@ class Schedule:
         """Where the first evaluation of every step will stand, and the end of the run, as far as that is known now.
 
         Where the levels are unknown, the steps are taken to be even in time, under the flow shift that the first
-        levels show; where their number is too, it is `TYPICAL`.
+        levels show; where their number is too, it is what these show, and `TYPICAL` before that.
         """
-        steps = self.steps or (TYPICAL if self.steps is None else 0)
+        steps = TYPICAL if self.length is None else self.length
         first = self._first_step if self._levels is None else self._start or 0
         places, noisy = [], self._levels is not None and self._levels[-1] > 0
         self._times, noise = self._likely(steps)
@@ -151,27 +159,30 @@ class Schedule:
     def _likely(self, steps: int) -> tuple[list[float], list[float]]:
         """Time that is left, 1..0, and share of noise at every step, where only the first levels are known.
 
-        Under a flow shift, sigma / (1 - sigma) = shift t / (1 - t), with t = 1 - k d at step k. Two levels tell the
-        shift for d = 1 / steps, and three tell d as well: some schedulers come to t = 0 a step earlier.
+        Three of them tell all, see `even`. Two tell the flow shift, of as many steps as there are in the time.
         """
-        d, shift = 1 / max(1, steps), TYPICAL_SHIFT if self._noise is None and self._first is None else 1.0
-        seen = [min(self._noise(level), 1 - 1e-6) for level in self._seen[1:]] if self._noise is not None else []
-        odds = [sigma / (1 - sigma) for sigma in seen]
-        at = self._first_step + 1  # the step at which the first of them was seen
-        if odds and steps > 2 and at < steps:
-            if at == 1 and len(odds) == 2 and odds[1] < 0.5 * odds[0]:
-                ratio = odds[1] / odds[0]
-                d = min(max((1 - 2 * ratio) / (2 - 2 * ratio), d), 1 / (steps - 1))
-            shift = max(odds[0] * at * d / (1 - at * d), 0.1)
-        times = [*(max(0.0, 1 - k * d) for k in range(steps)), 0.0]
-        return times, [_shifted(t, shift) for t in times]
+        even, first = self._even, self._first_step
+        if even is None or abs(first + even.steps - steps) > 1:
+            d = 1 / max(1, steps)
+            even = Even(1 - first * d, d, self._likely_shift(1 - (first + 1) * d))
+        times = [*(min(max(even.first - (k - first) * even.step, 0.0), 1.0) for k in range(steps)), 0.0]
+        return times, [shifted(t, even.shift) for t in times]
+
+    def _likely_shift(self, second: float) -> float:
+        """The flow shift that the second level shows, if this is the time that is left there."""
+        if self._noise is None:
+            return TYPICAL_SHIFT if self._first is None else 1.0
+        if len(self._seen) < 2 or second <= 0:
+            return 1.0
+        sigma = min(self._noise(self._seen[1]), 1 - 1e-6)
+        return max(sigma / (1 - sigma) * (1 - second) / second, 0.1)
 
     @property
     def has_news(self) -> bool:
         """Whether the newest evaluation has shown something that changes the outlook."""
         if self._levels is not None:
             return self._evaluation == 0 and self._start > 0
-        return 0 < self._evaluation <= 2
+        return 0 < self._evaluation <= 2 or self._news
 
     @property
     def rises(self) -> bool:
@@ -224,10 +235,10 @@ class Schedule:
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:
-            noise = _shifted(max(0.0, 1 - tau), TYPICAL_SHIFT)
+            noise = shifted(max(0.0, 1 - tau), TYPICAL_SHIFT)
             return self._position, tau, noise, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
         if not self._seen or level != self._seen[-1]:
-            self._seen = [*self._seen[-2:], level]
+            self._see(level)
         following = self._following(level)
         last = level <= 0 or not self._counted and following <= 0.5 * (level - following)
         if self._noise is None:  # nothing is known of what the sampler does with an output
@@ -237,18 +248,21 @@ class Schedule:
         last |= self.steps is None and noise <= LOWEST
         return self._position, tau, noise, noise - self._noise(following), a, 1.0 - a, last
 
+    def _see(self, level: float) -> None:
+        """A step begins at a level that nobody has told before; it may show how many there are."""
+        self._seen.append(level)
+        even = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS)
+        if even is not None and (self._even is None or abs(even.steps - self._even.steps) > 1):
+            self._even, self._news = even, True
+
     def _following(self, level: float) -> float:
         """The level that comes next, if steps go on growing or shrinking as the last two did."""
-        steps = [a - b for a, b in zip(self._seen, self._seen[1:], strict=False) if a > b]
+        last = self._seen[-3:]
+        steps = [a - b for a, b in zip(last, last[1:], strict=False) if a > b]
         if not steps:
             return level - min(0.02 * (self._first or 0.0), level)
         growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
         return max(0.0, level - steps[-1] * growth)
-
-
-def _shifted(t: float, shift: float) -> float:
-    """Share of noise at time t, 1..0, under a flow shift."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def whole_steps(places: Sequence[Place]) -> float:

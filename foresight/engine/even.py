@@ -1,0 +1,85 @@
+"""How many steps a run has, told from its first noise levels, where the host does not say it (diffusers).
+
+Most schedules are even in time under a flow shift: in step k there is t = t_0 - k d of the time left, 1..0, and
+
+    sigma / (1 - sigma) = shift t / (1 - t).
+
+Three levels tell t_0, d and shift, which is all that there is to know of such a schedule. Of others (Karras, stretched
+to an end above 0) they tell the one that is like it so far, so that the answer changes as levels are seen.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SURE = 0.1  # share of the number of steps that the rounding of the levels may leave open
+WHOLE = 0.005  # of a step; a schedule that comes so near to t = 0 ends there, others end a step before, just above it
+PRECISIONS = 8, 11, 24  # bits of a mantissa: bfloat16, float16 (or whole numbers), float32
+
+
+@dataclass(frozen=True)
+class Even:
+    """Steps that are even in time.
+
+    Attributes:
+        first: t_0, time left at the first level.
+        step: d, time that a step takes.
+        shift: Flow shift.
+    """
+
+    first: float
+    step: float
+    shift: float
+
+    @property
+    def steps(self) -> int:
+        """How many there are from the first level to the end of the run."""
+        exact = self.first / self.step
+        return round(exact) if abs(exact - round(exact)) < WHOLE else math.ceil(exact)
+
+
+def shifted(t: float, shift: float) -> float:
+    """Share of noise at time t, 1..0, under a flow shift."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def even_of(levels: Sequence[float], noise: Callable[[float], float], most: int) -> Even | None:
+    """The even steps that a run's levels so far fit, None while they leave that open, as roundings to bfloat16 do.
+
+    Args:
+        levels: Those of its first steps, without one missing, falling.
+        noise: Share of noise at a level.
+        most: Steps that a schedule may have.
+    """
+    j, k = (len(levels) - 1) // 2, len(levels) - 1
+    if j < 1:
+        return None
+    off = 2.0 ** -next((bits for bits in PRECISIONS if _are_of(levels, bits)), PRECISIONS[-1])
+    first, middle, last = (levels[i] for i in (0, j, k))
+    tries = [(middle, last), (middle * (1 + off), last * (1 - off)), (middle * (1 - off), last * (1 + off))]
+    found = [_fitted([noise(first), noise(b), noise(c)], j, k) for b, c in tries]
+    if any(fit is None or not k < fit.first / fit.step <= most for fit in found):
+        return None
+    lengths = [fit.first / fit.step for fit in found]
+    return found[0] if max(lengths) - min(lengths) < SURE * lengths[0] else None
+
+
+def _are_of(levels: Sequence[float], bits: int) -> bool:
+    """Whether so many bits of mantissa are enough for all of them."""
+    return all((math.frexp(level)[0] * 2**bits).is_integer() for level in levels)
+
+
+def _fitted(sigmas: Sequence[float], j: int, k: int) -> Even | None:
+    """Even steps whose shares of noise are these before the steps 0, j and k; None where there are none.
+
+    With a = (1 - sigma) / sigma, t is 1 / (1 + shift a), and k (t_0 - t_j) = j (t_0 - t_k).
+    """
+    if min(sigmas) <= 0:
+        return None
+    a, b, c = ((1 - sigma) / sigma for sigma in sigmas)
+    above, below = (k - j) * a + j * c - k * b, (k - j) * b * c - k * a * c + j * a * b
+    if above * below <= 0:
+        return None
+    shift = above / below
+    first, last = 1 / (1 + shift * a), 1 / (1 + shift * c)
+    return Even(first, (first - last) / k, shift) if first > last else None

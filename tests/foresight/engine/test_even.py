@@ -1,0 +1,113 @@
+"""How many steps a run has, from its first noise levels: all schedules of a kind, by hand."""
+
+import pytest
+import torch
+
+from foresight import ForecastConfig
+from foresight.engine import Run
+from foresight.engine.even import Even, even_of, shifted
+from foresight.engine.schedule import Schedule
+
+MOST = 1000
+
+
+def flow(steps, shift, end=0.0):
+    """Shares of noise before each step; `end` is the time left at the last one where that is none of the even ones."""
+    each = (1 - end) / (steps - 1) if end else 1 / steps
+    return [shifted(1 - k * each, shift) for k in range(steps)]
+
+
+def stretched(levels, lowest=0.1):
+    """As LTX-Video's, whose last level is 0.1."""
+    return [1 - (1 - level) * (1 - lowest) / (1 - levels[-1]) for level in levels]
+
+
+def found(levels, dtype=torch.float32, scale=1.0):
+    """The number of steps that is told when each level has been seen."""
+    seen = [float(torch.tensor(level * scale).to(dtype)) for level in levels]
+    fits = [even_of(seen[: n + 1], lambda level: min(1.0, level / scale), MOST) for n in range(len(seen))]
+    return [fit and fit.steps for fit in fits]
+
+
+def test_three_levels_tell_all_of_an_even_schedule():
+    # t = 1, 3/4, 1/2 and a shift of 3: sigma = 3 t / (1 + 2 t)
+    fit = even_of([1.0, 2.25 / 2.5, 1.5 / 2], lambda level: level, MOST)
+    assert (fit.first, fit.step, fit.shift) == pytest.approx((1.0, 0.25, 3.0)) and fit.steps == 4
+    assert even_of([1.0, 0.9], lambda level: level, MOST) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+@pytest.mark.parametrize("shift", [3.0, 7.7, 12.0])
+@pytest.mark.parametrize("steps", [8, 20, 30, 50])
+def test_the_number_of_steps_is_known_at_the_third_level(steps, shift, scale):
+    """Within one, which is what the rounding of fifty levels near to 1 may leave open."""
+    for levels in (flow(steps, shift), flow(steps, shift, end=shifted(0.001, shift)), stretched(flow(steps, shift))):
+        told = found(levels, scale=scale)
+        assert told[:2] == [None, None] and None not in told[2:]
+        assert all(abs(n - steps) <= 1 for n in told[2:])
+
+
+@pytest.mark.parametrize("steps", [8, 20, 30, 50])
+def test_levels_that_look_rounded_are_known_a_little_later(steps):
+    """Without a shift they are round numbers, as if something had rounded them."""
+    for levels in (flow(steps, 1.0), flow(steps, 1.0, end=0.001)):
+        known = [n for n in found(levels, scale=1000.0) if n]
+        assert len(known) > steps / 2 and all(abs(n - steps) <= 1 + steps // 20 for n in known)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(20, 3.0), (30, 5.0), (50, 7.7)])
+def test_a_run_from_the_middle(steps, shift):
+    told = found(flow(steps, shift)[steps // 2 :])
+    assert told[2:] == [steps // 2] * (steps // 2 - 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("steps", "shift"), [(12, 5.0), (20, 1.0), (28, 3.2), (50, 3.0), (50, 12.0)])
+def test_rounded_levels_leave_it_open_until_they_do_not(steps, shift, dtype):
+    told = found(flow(steps, shift), dtype, 1000.0)
+    assert None in told[2:4] or dtype == torch.float16 or steps < 21 and shift == 1
+    known = [n for n in told if n]
+    assert (
+        known and all(abs(n - steps) <= 1 + 0.15 * steps for n in known) and abs(known[-1] - steps) <= 1 + steps // 20
+    )
+
+
+def test_whole_numbers_that_are_even_by_themselves():
+    """Timesteps of DDIM and the like, as pipelines of older models have them."""
+    leading, trailing, spread = range(951, 0, -50), range(999, 0, -50), [round(999 - k * 999 / 19) for k in range(20)]
+    for levels in (leading, trailing, spread):
+        told = [n for n in found([level / levels[0] for level in levels], scale=float(levels[0])) if n]
+        assert told and all(abs(n - 20) <= 2 for n in told) and abs(told[-1] - 20) <= 1
+
+
+@pytest.mark.parametrize("levels", [[1.0, 0.5, 0.5], [1.0, 0.9, 0.95], [1.0, 0.5, 0.0], [1.0, 0.9, -0.2], [1.0] * 5])
+def test_what_is_no_schedule_tells_nothing(levels):
+    assert even_of(levels, lambda level: level, MOST) is None
+
+
+@pytest.mark.parametrize("steps", [12, 20, 50])
+def test_a_run_whose_length_nobody_says_is_planned_as_if_it_was_said(steps):
+    """From the third level on; it was planned as one of thirty steps whatever its levels were."""
+    levels = flow(steps, 5.0)
+    told, untold = (Schedule(ForecastConfig(), steps=n, noise=lambda level: level) for n in (steps, None))
+    assert untold.length is None
+    for level in levels[:3]:
+        told.place(level)
+        untold.place(level)
+    assert untold.has_news and untold.length == steps
+    for one, other in zip(told.outlook(), untold.outlook(), strict=True):
+        assert (one.noise, one.tau, one.share) == pytest.approx((other.noise, other.tau, other.share), abs=1e-3)
+    untold.place(levels[3])
+    assert not untold.has_news
+
+
+def test_who_plans_is_told_the_length_once_it_is_known():
+    run, levels = Run(ForecastConfig(), noise=lambda level: level), flow(20, 5.0)
+    for level, known in zip(levels, [None, None, 20, 20], strict=False):
+        run.begin_evaluation(level, (torch.zeros(1, 4),))
+        assert run._policy.steps == known
+    assert run.stats.steps is None  # nobody has said it
+
+
+def test_steps_end_a_step_before_nothing_is_left():
+    assert Even(1.0, 0.1, 1.0).steps == 10 and Even(1.0, 0.0999, 1.0).steps == 11 and Even(0.5, 0.1, 3.0).steps == 5
