@@ -104,7 +104,7 @@ class History:
 
         Args:
             output: D_m, any shapes, batch first.
-            unit: Tensors of the same shapes whose rms is the unit of e.
+            unit: Tensors of the same shapes whose rms is the unit of e; where it is 0, nothing counts.
             waits_on: Where it waits; None for the device on which it came.
             pays: Whether what forecasts left in x may be paid back.
         """
@@ -114,7 +114,7 @@ class History:
         elif self._computed:
             h = place.position - self.u_n
             line = self._line(self.reach(h), output[0].device)
-            self.missed = tuple(x - y for x, y in zip(line, output, strict=True))
+            self.missed = tuple((x - y) * (u != 0) for x, y, u in zip(line, output, unit, strict=True))
             self.error, self.sloped = relative(self.missed, unit), self.ready
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)

@@ -4,7 +4,9 @@ With x' the latent of the last evaluation at noise level sigma', D' what the sam
 comes next at sigma: Euler's step gives x = x' + b (D' - x'), b = 1 - sigma / sigma'. In all that is measured here,
 v = D' - x' and w = x - x'; c = <w, v> / <v, v> is what x really took of D', and c / b is 1 for Euler, near 1 for
 multistep samplers, larger where noise was added, and anything where x has nothing to do with x'. What of w is at right
-angles to v is noise that was added, or what a multistep sampler makes of outputs before D'.
+angles to v is noise that was added, or what a multistep sampler makes of outputs before D'. Where w is 0, x' is kept as
+it is whatever D' is (by a mask; the sound of a video, where that is there already), and nothing counts,
+unless it is so everywhere.
 """
 
 import math
@@ -75,10 +77,12 @@ class Track:
         """<w, v>, <v, v> and <w, w> of every part and item of the batch, (3 n,) fp32; None where nothing is known."""
         if [t.shape for t in x] != [t.shape for t in self._x] or not x:
             return None
-        sums = []
-        for now, before, given in zip(x, self._x, self._d, strict=True):
-            before = before.to(now.device)
-            w, v = ((t - before).flatten(1).float() for t in (now, given.to(now.device)))
+        sums, before = [], [b.to(now.device) for now, b in zip(x, self._x, strict=True)]
+        moved = [now != b for now, b in zip(x, before, strict=True)]
+        still = ~torch.stack([m.any() for m in moved]).any()  # then nothing is kept: it did not go on
+        for now, given, b, m in zip(x, self._d, before, moved, strict=True):
+            w, v = ((t - b).flatten(1).float() for t in (now, given.to(now.device)))
+            v = v * (m | still).flatten(1)
             sums += [(w * v).sum(1), (v * v).sum(1), (w * w).sum(1)]
         return torch.stack([torch.cat(sums[i::3]) for i in range(3)]).flatten()
 
@@ -93,8 +97,8 @@ class Track:
         near = NEAR * self._step
         moves = [_judge(b, near, *item) for item in zip(sums[:n], sums[n : 2 * n], sums[2 * n :], strict=True)]
         self._noisy = any(m.noisy for m in moves) if b > STANDING else self._noisy
-        every, any_ = (all(getattr(m, x) for m in moves) for x in ("continues", "euler")), any(m.idle for m in moves)
-        return Move(*every, max(m.price for m in moves), any_, self._noisy)
+        continues, euler, idle = (all(getattr(m, x) for m in moves) for x in ("continues", "euler", "idle"))
+        return Move(continues, euler, max(m.price for m in moves), idle, self._noisy)
 
 
 def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
@@ -102,7 +106,7 @@ def _judge(b: float, near: float, wv: float, vv: float, ww: float) -> Move:
     if b <= STANDING:
         return Move(continues=ww <= near**2 * vv, euler=ww <= (EULER * STANDING) ** 2 * vv)
     euler = residual <= (EULER * b) ** 2 * vv
-    if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first
+    if vv == 0:  # D' is x' itself, as CFG-Zero* has it at first, or all of it is kept
         return Move(continues=ww == 0, euler=ww == 0, idle=True)
     return move_of(wv / vv / b, euler, math.sqrt(max(0.0, ww * vv - wv**2)) / vv)
 

@@ -44,6 +44,7 @@ class Reference:
         self.sigmas, self.sampling = sigmas.tolist(), guider.model_patcher.get_model_object("model_sampling")
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.order = order(sampler)
+        self.made = 1.0 if mask is None else (mask > 0).to(noise)  # what no mask keeps
         self.most_taken = most_taken(sampler)
         euler = comfy.k_diffusion.sampling.sample_euler
         self.pays = getattr(sampler, "sampler_function", None) is euler and mask is None
@@ -217,7 +218,7 @@ class Reference:
             self.known.pop()
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
-            pairs = zip(self.rows(missed), self.rows(x - out), strict=True)
+            pairs = zip(self.rows(missed * self.made), self.rows((x - out) * self.made), strict=True)
             most = 1.2 * sigma if self.shapes and len(self.shapes) > 1 else math.inf
             self.missed.append([(m.norm() / d.norm().clamp_max(most * d.numel() ** 0.5)).item() for m, d in pairs])
             self._learn(max(self.missed[-1]), lam, n_known == 2, u1, u)
@@ -276,16 +277,24 @@ class Reference:
         if self.last is None:
             return 1.0, False
         before, given, level = self.last
-        b, factors, goes_on, idle = 1 - sigma / level, [1.0], sigma <= level * (1 + 1e-4), False
+        b, factors, goes_on, idle = (
+            1 - sigma / level,
+            [1.0],
+            sigma <= level * (1 + 1e-4),
+            sigma < level * (1 - moves.STANDING),
+        )
+        idle = b > moves.STANDING
         self.step = b if b > moves.STANDING and goes_on else self.step
         self.renewed &= b <= moves.STANDING
-        for v, w in zip(self.rows(given - before), self.rows(x - before), strict=True):
+        step = (x - before) * self.made
+        counts = (step != 0) | ~(step != 0).any()  # what stands still is kept, if not all of it does
+        for v, w in zip(self.rows((given - before) * counts), self.rows(step), strict=True):
             toward, moved = v.norm().item(), w.norm().item()
             if b <= moves.STANDING:
                 goes_on &= moved <= moves.NEAR * self.step * toward
                 self.euler &= moved <= moves.EULER * moves.STANDING * toward
                 continue
-            idle |= not toward
+            idle &= not toward
             ratio = (v * w).sum().item() / toward**2 / b if toward else 0.0
             goes_on &= ratio > moves.UNRELATED if toward else moved == 0
             self.euler &= (w - b * v).norm().item() <= moves.EULER * b * toward

@@ -19,10 +19,19 @@ class Parts:
         shapes: Of the parts, each with the batch first.
         audio_scale: By what ComfyUI has multiplied the audio: 4 for MiniMax H3, so that its audio has less noise than
             its video in the same step.
+        mask: What of the latent is made, in its shape: above 0; None for all. What is kept stays as it is whatever the
+            model gives for it, so that nothing is measured there.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]] | None, audio_scale: float = 1.0):
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]] | None,
+        audio_scale: float = 1.0,
+        mask: torch.Tensor | None = None,
+    ):
         self._audio_scale = audio_scale
+        made = mask > 0 if mask is not None else None
+        self._made = None if made is None or bool(made.all()) else made
         self._sizes = [math.prod(shape[1:]) for shape in shapes or ()]
         self._dims = [len(shape) for shape in shapes or ()]
 
@@ -38,14 +47,25 @@ class Parts:
         together = len(self._sizes) > 1 and packed.shape[-1] == sum(self._sizes)
         return packed.split(self._sizes, -1) if together else (packed,)
 
-    def unit(self, latent: Tensors, level: float, outputs: Tensors) -> Tensors:
+    def made(self, packed: torch.Tensor) -> Tensors:
+        """The parts, with 0 where a mask keeps what is there."""
+        return _only(self._masks(packed), self.split(packed))
+
+    def _masks(self, packed: torch.Tensor) -> Tensors:
+        """Of each part; nothing where all is made, or where a sampler has changed the latent's size."""
+        fits = self._made is not None and self._made.shape == packed.shape
+        return self.split(self._made.to(packed.device)) if fits else ()
+
+    def unit(self, packed: torch.Tensor, level: float, outputs: Tensors) -> Tensors:
         """What errors in outputs are measured in: what each takes away from its part of the latent (see `quieted`).
 
         Args:
-            latent: The parts of the sampler's latent, in which the noise has an rms of `level`.
+            packed: The sampler's latent, in which the noise has an rms of `level`.
             outputs: One or several of each part, in turn.
         """
-        found = tuple(latent[i % len(latent)] - output for i, output in enumerate(outputs))
+        latent = self.split(packed)
+        taken = tuple(latent[i % len(latent)] - output for i, output in enumerate(outputs))
+        found = _only(self._masks(packed), taken)
         if len(latent) == 1:
             return found
         noise = [level * (self._audio_scale if name == "audio" else 1.0) for name in self.names]
@@ -57,6 +77,11 @@ class Parts:
         return tuple(
             torch.cat(parts[i : i + count], -1) if count > 1 else parts[i] for i in range(0, len(parts), count)
         )
+
+
+def _only(masks: Tensors, tensors: Tensors) -> Tensors:
+    """Tensors, one or several of each part in turn, with 0 where the part's mask says so."""
+    return tuple(x.where(masks[i % len(masks)], 0.0) for i, x in enumerate(tensors)) if masks else tensors
 
 
 class SamplerFunctions:

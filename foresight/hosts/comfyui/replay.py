@@ -140,7 +140,7 @@ class Replay:
         options = model_options or {}
         if not self._inside:
             return executor(x, timestep, options, seed)
-        given = self._run.answer(timestep, self._parts.split(x))
+        given = self._run.answer(timestep, self._parts.made(x))
         if given is not None:
             return self._replayed(executor.class_obj, options, given, timestep, x)
         if self._go_on is not None:  # what was answered has drawn no numbers, as patches of the model may

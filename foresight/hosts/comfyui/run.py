@@ -72,7 +72,7 @@ class SamplerRun:
         highest = levels.sigma(config.start_percent) if config.start_percent > 0 else math.inf
         lowest = levels.sigma(config.end_percent) if config.end_percent < 1 else -math.inf
         self._keys, self._functions = StreamKeys(), SamplerFunctions()
-        self._parts = Parts(shapes, getattr(model_sampling, "audio_scale", 1.0))
+        self._parts = Parts(shapes, getattr(model_sampling, "audio_scale", 1.0), denoise_mask)
         ranks = ranks_of(model_patcher.get_model_object("diffusion_model"))
         self.speaks = ranks.first
         self._run = Run(
@@ -146,7 +146,7 @@ class SamplerRun:
             model.memory_usage_factor = found
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        options, parts = model_options or {}, self._parts.split(x)
+        options = model_options or {}
         if keeps_state(options) and not self.stats.inactive:
             self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
@@ -154,7 +154,7 @@ class SamplerRun:
             held = 0 if self.stats.in_ram else self._run.held_bytes
             self._run.set_budget(*memory.budget(self._config, x.device, after_first, held))
         trajectory = trajectory_of(options) + self._numbers.of(options, self._level)
-        self._run.begin_evaluation(timestep, parts, trajectory)
+        self._run.begin_evaluation(timestep, self._parts.made(x), trajectory)
         if self._watch is not None:
             self._watch()
         self._keys.begin_evaluation(trajectory)
@@ -175,7 +175,7 @@ class SamplerRun:
         # behind the guider there is one output, whatever the conds, windows and passes
         active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level)
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
-        unit = functools.partial(self._parts.unit, parts, self._level)
+        unit = functools.partial(self._parts.unit, x, self._level)
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
