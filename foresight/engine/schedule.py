@@ -191,8 +191,10 @@ class Schedule:
 
     def _step(self, level: float | None) -> int:
         """The denoising step whose level this is; evaluations are not steps, a second-order sampler has more."""
-        if self._levels is None or level is None:
+        if level is None or self._levels is None and not self._seen:
             return self._first_step + self._evaluation
+        if self._levels is None:
+            return self._first_step + len(self._seen) - (level == self._seen[-1])
         return sum(entry >= level * (1 - 1e-4) for entry in self._levels) - 1
 
     def _passed(self, level: float | None) -> float:

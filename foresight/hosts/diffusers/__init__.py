@@ -1,5 +1,6 @@
 """Foresight in diffusers: one hook on the transformer, in diffusers' own registry."""
 
+import contextlib
 import logging
 
 import diffusers
@@ -56,12 +57,32 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
     if registry.get_hook(NAME) is not hook:
         return
     hook.end_run()
-    registry.remove_hook(NAME, recurse=False)
+    hook.removed = True
+    with _behind_offloading(transformer):
+        registry.remove_hook(NAME, recurse=False)
     if (
         not registry.hooks
         and getattr(transformer.__dict__.get("forward"), "__func__", None) is type(transformer).forward
     ):
         del transformer.forward  # diffusers leaves the bound method behind
+
+
+@contextlib.contextmanager
+def _behind_offloading(module: torch.nn.Module):
+    """Let hooks come and go behind accelerate's (`enable_model_cpu_offload`).
+
+    It wraps `forward`, keeps what it wraps beside it, and is taken off and put on again after every run of a pipeline:
+    what has wrapped it by then is gone, or comes back.
+    """
+    outer, inner = (module.__dict__.get(name) for name in ("forward", "_old_forward"))
+    if outer is None or inner is None:
+        yield
+        return
+    module.forward = inner
+    try:
+        yield
+    finally:
+        module._old_forward, module.forward = module.forward, outer
 
 
 def _check(transformer: torch.nn.Module, config: Config) -> None:
@@ -92,8 +113,9 @@ def apply_foresight(
         transformer: The pipeline's transformer, or its UNet, compiled (`transformer.compile()`) or not. The method
             paper takes the classes in the table of families.
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
-        steps: Denoising steps of a run. Wan's pipeline says it by itself; for the others, without it, the paper's
-            automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
+        steps: Denoising steps of a run, where the pipeline does not say it (Wan's does). Without it, forecast tells it
+            from the first three noise levels, the paper's automatic warmup lasts until 15 % of the first timestep has
+            passed, and percents are shares of the timestep.
         group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
@@ -107,5 +129,6 @@ def apply_foresight(
     if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
     hook = ForesightHook(config, steps, group)
-    registry.register_hook(hook, NAME)
+    with _behind_offloading(transformer):
+        registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

@@ -43,6 +43,7 @@ class ForesightHook(ModelHook):
         self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
         self._run: Run | None = None
         self._stats: RunStats | None = None
+        self.removed = False  # somebody may have kept the forward that it was in
         self._context = None  # of the newest call
         self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
@@ -50,6 +51,7 @@ class ForesightHook(ModelHook):
     def _begin_run(self) -> None:
         self._streams = Streams()
         self._last_level: float | None = None
+        self._told: tuple[int | None, int] = None, -1  # steps of the run and the newest one, as the pipeline says it
         self._before: Tensors = ()  # the latents of the newest evaluation
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
@@ -69,6 +71,8 @@ class ForesightHook(ModelHook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args, **kwargs):
+        if self.removed or _learns(module, args, kwargs):
+            return self.fn_ref.original_forward(*args, **kwargs)
         try:
             call = self._enter(module, args, kwargs)
             return self.fn_ref.original_forward(*args, **kwargs) if call is None else self._output(*call, args, kwargs)
@@ -115,9 +119,10 @@ class ForesightHook(ModelHook):
         parts = self._latents.begin(name, latents)
         checked = self._run is not None
         level = self._run.read_back(level, parts) if checked else read_level(level)
-        if level is not None and self._last_level is not None and level > self._last_level:
+        another = self._is_of_another_run()
+        if another or level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
-            level = self._turn(level, latents)
+            level = level if another else self._turn(level, latents)
             self.end_run()
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
@@ -126,7 +131,17 @@ class ForesightHook(ModelHook):
                 level, checked = self._run.read_back(level, parts), True
                 self._scale = _scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
-        self._last_level, self._before = level, latents
+        self._last_level, self._before, self._told = level, latents, self._says()
+
+    def _says(self) -> tuple[int | None, int]:
+        """Steps of the run and the present one, as the pipeline says it."""
+        step = getattr(self._context, "step_index", None)
+        return getattr(self._context, "num_inference_steps", None), -1 if step is None else step
+
+    def _is_of_another_run(self) -> bool:
+        """Whether the pipeline says so: one that an error has ended somewhere else is not over for a transformer."""
+        (steps, step), (steps_before, before) = self._says(), self._told
+        return self._run is not None and (steps != steps_before or step < before)
 
     def _turn(self, level: float, latents: Tensors) -> float:
         """The level, counted the other way where a model without a record turns out to have timesteps that rise.
@@ -146,7 +161,7 @@ class ForesightHook(ModelHook):
         offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
         run = Run(
             self._config,
-            steps=self._steps or getattr(self._context, "num_inference_steps", None),
+            steps=getattr(self._context, "num_inference_steps", None) or self._steps,
             noise=self._share if self._family.flow and level is not None else None,
             offload=offload,
             inactive=self._ranks.never,
@@ -227,6 +242,14 @@ class ForesightHook(ModelHook):
         self.end_run()
         self._contexts.reset()
         return module
+
+
+def _learns(module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
+    """Whether gradients are wanted of this call: they would not be those of a forecast."""
+    if not torch.is_grad_enabled():
+        return False
+    wanted = any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_leaves((args, kwargs)))
+    return wanted or module.training and any(p.requires_grad for p in module.parameters())
 
 
 def _scale_of(level: float | None) -> float:
