@@ -112,6 +112,10 @@ class Run(Restarts, Holding):
             self._decision = self._decide(row)
         self.kind = row.kind
         self.stats.evaluations.append(row)
+        if self._schedule.steps != self.stats.steps:  # what the host has counted were evaluations
+            self.stats.steps = self._schedule.steps
+            if self.stats.planned is not None:
+                self.stats.note_plan(self._policy.planned, self._schedule.outlook())
 
     @outside_graphs(recursive=False)
     def output(

@@ -115,7 +115,7 @@ class Schedule:
     @property
     def length(self) -> int | None:
         """Denoising steps of the run; where nobody says it, what its levels so far show, None before that."""
-        return self._even.steps if self.steps is None and self._even is not None else self.steps
+        return self._first_step + self._even.steps if self.steps is None and self._even is not None else self.steps
 
     def place(self, level: float | None) -> Place:
         """Where the next evaluation stands; asked once for each, in order."""
@@ -234,6 +234,9 @@ class Schedule:
         """The same where the host does not tell its levels, and whether this one is the last."""
         if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
+        elif self._counted and self._evaluation == 2:  # what was counted are evaluations: a second-order sampler's
+            self.steps = None if self._first_step else (self.steps + 1) // 2
+            self._counted, self._news = False, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:

@@ -44,6 +44,7 @@ class ForesightHook(ModelHook):
         self._run: Run | None = None
         self._stats: RunStats | None = None
         self.removed = False  # somebody may have kept the forward that it was in
+        self._has_learned = False
         self._context = None  # of the newest call
         self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
@@ -71,7 +72,11 @@ class ForesightHook(ModelHook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args, **kwargs):
-        if self.removed or _learns(module, args, kwargs):
+        learns = _learns(module, args, kwargs)
+        if learns and not self._has_learned:
+            log.info("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
+        self._has_learned |= learns
+        if self.removed or learns:
             return self.fn_ref.original_forward(*args, **kwargs)
         try:
             call = self._enter(module, args, kwargs)
@@ -93,6 +98,8 @@ class ForesightHook(ModelHook):
             self._context = self._contexts.context
         except ValueError:  # a pipeline without contexts
             self._context = None
+        if self._is_of_another_run():
+            self.end_run()
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
         if begins:
@@ -119,10 +126,9 @@ class ForesightHook(ModelHook):
         parts = self._latents.begin(name, latents)
         checked = self._run is not None
         level = self._run.read_back(level, parts) if checked else read_level(level)
-        another = self._is_of_another_run()
-        if another or level is not None and self._last_level is not None and level > self._last_level:
+        if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
-            level = level if another else self._turn(level, latents)
+            level = self._turn(level, latents)
             self.end_run()
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
@@ -248,8 +254,8 @@ def _learns(module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
     """Whether gradients are wanted of this call: they would not be those of a forecast."""
     if not torch.is_grad_enabled():
         return False
-    wanted = any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_leaves((args, kwargs)))
-    return wanted or module.training and any(p.requires_grad for p in module.parameters())
+    given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
+    return any(x.requires_grad for x in (*given, *module.parameters()))
 
 
 def _scale_of(level: float | None) -> float:

@@ -1,0 +1,184 @@
+"""What people do to a pipeline between and around its runs: offloading, errors, gradients, wrong numbers."""
+
+import functools
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed here")
+
+import diffusers
+
+from foresight import ForecastConfig
+from foresight.hosts.diffusers import apply_foresight
+from models.demo import codec, model
+from models.demo.pipeline import SHAPE, _locate
+from models.demo.prompt import embed
+from support.diffusers_models import seeded
+from support.diffusers_transformers import wan
+
+CONFIG = ForecastConfig(threshold=2.0)
+
+
+def euler():
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+
+
+def pipeline(cls=diffusers.WanPipeline):
+    """Wan's with tiny random weights."""
+    pipe = cls(None, None, None, euler(), wan().model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, steps=20, **more):
+    return pipe(
+        latents=seeded(1, 4, 3, 8, 8, seed=5), prompt_embeds=seeded(1, 6, 16, seed=1),
+        negative_prompt_embeds=seeded(1, 6, 16, seed=2), guidance_scale=4.0, output_type="latent",
+        height=64, width=64, num_frames=9, num_inference_steps=steps, **more,
+    ).frames  # fmt: skip
+
+
+def kinds(handle):
+    return "".join(e.kind[0] for e in handle.stats.evaluations)
+
+
+class Offloaded(diffusers.WanPipeline):
+    """As accelerate's model offloading does it: a wrapper that is taken off and put on again around every run."""
+
+    calls = 0
+
+    def enable_model_cpu_offload(self, *args, **kwargs):
+        module = self.transformer
+        if "_old_forward" in module.__dict__:
+            module.forward = module._old_forward
+            del module._old_forward
+        self._all_hooks, module._old_forward = [self], module.forward
+
+        def wrapper(module, *args, **kwargs):
+            self.calls += 1
+            return module._old_forward(*args, **kwargs)
+
+        module.forward = functools.update_wrapper(functools.partial(wrapper, module), module._old_forward)
+
+
+@pytest.mark.parametrize("first", ["offloading", "foresight"])
+def test_offloading_that_is_put_on_anew_after_every_run(first):
+    pipe, alone = pipeline(Offloaded), pipeline()
+    plain, handle = sample(alone), apply_foresight(alone.transformer, CONFIG)
+    ours, expected = sample(alone), kinds(handle)
+    assert "r" in expected
+    if first == "offloading":
+        pipe.enable_model_cpu_offload()
+    handle = apply_foresight(pipe.transformer, CONFIG)
+    if first == "foresight":
+        pipe.enable_model_cpu_offload()
+    seen = []
+    for _ in range(3):
+        assert torch.equal(sample(pipe), ours) and kinds(handle) == expected
+        assert handle.stats not in seen
+        seen.append(handle.stats)
+    handle.remove()
+    for _ in range(2):
+        before = pipe.calls
+        assert torch.equal(sample(pipe), plain) and pipe.calls == before + 40  # it is there, and we are not
+
+
+def test_a_call_outside_of_a_pipeline_is_no_part_of_its_next_run():
+    """As to compile the model: its timestep is told in another unit than that of a pipeline with contexts."""
+    pipe = pipeline()
+    handle = apply_foresight(pipe.transformer, CONFIG)
+    ours, usual = sample(pipe), kinds(handle)
+    for timestep in (999.0, 1000.0, 1.0):
+        with torch.no_grad():
+            pipe.transformer(seeded(1, 4, 3, 8, 8, seed=9), torch.tensor([timestep]), seeded(1, 6, 16, seed=1))
+        assert torch.equal(sample(pipe), ours) and kinds(handle) == usual, timestep
+
+
+@pytest.mark.parametrize("steps", [50, 20, 12])
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_run_that_an_error_between_calls_has_ended_is_over(steps, at):
+    pipe = pipeline()
+    handle = apply_foresight(pipe.transformer, CONFIG)
+    ours, usual = sample(pipe), kinds(handle)
+
+    def fails(pipe, step, *_):
+        if step == at:
+            raise ValueError("of the user's")
+        return {}
+
+    with pytest.raises(ValueError, match="of the user's"):
+        sample(pipe, steps, callback_on_step_end=fails)
+    assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
+
+
+def test_what_the_pipeline_says_goes_before_what_was_told():
+    pipe = pipeline()
+    handle = apply_foresight(pipe.transformer, CONFIG)
+    ours, usual = sample(pipe), kinds(handle)
+    for told in (10, 50):
+        handle = apply_foresight(pipe.transformer, CONFIG, steps=told)
+        assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
+
+
+def test_gradients_are_those_of_the_model(caplog):
+    """Forecasts have none: half of a run's would be missing, and nobody would see it."""
+    net = wan().model
+    handle = apply_foresight(net, CONFIG)
+
+    def gradient():
+        x = start = seeded(1, 4, 3, 8, 8, seed=5).requires_grad_()
+        for k in range(8):
+            x = x - net(x, torch.tensor([1000.0 - 125 * k]), seeded(1, 6, 16, seed=1))[0] / 8
+        x.square().sum().backward()
+        return start.grad
+
+    with caplog.at_level("INFO"):
+        ours = gradient()
+    assert caplog.text.count("gradients are wanted") == 1
+    handle.remove()
+    assert torch.equal(ours, gradient())
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_a_pipeline_that_counts_evaluations_as_steps(steps):
+    """Wan's with Heun's method; taken for 39 steps, the last ones of 20 were left out (36 dB; 20 dB with 10)."""
+    net = model.load_diffusers()
+    net.register_forward_pre_hook(_locate, with_kwargs=True)
+    pipe = diffusers.WanPipeline(None, None, None, diffusers.FlowMatchHeunDiscreteScheduler(shift=5.0), net)
+    pipe.set_progress_bar_config(disable=True)
+
+    def made():
+        noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))[..., :8, :]
+        latents = pipe(
+            prompt_embeds=embed(["red ball moving right"]), negative_prompt_embeds=embed([""]), latents=noise,
+            num_inference_steps=steps, guidance_scale=4.0, output_type="latent", height=64, width=128,
+            num_frames=4 * (SHAPE[2] - 1) + 1,
+        ).frames  # fmt: skip
+        return codec.decode(latents)
+
+    plain, handle = made(), apply_foresight(net)
+    missed = (made() - plain).square().mean().item()
+    assert handle.stats.steps == steps and len(handle.stats.evaluations) == 2 * steps - 1
+    assert kinds(handle).endswith("f") and ("r" in kinds(handle)) == (steps == 20)
+    assert missed == 0 or -10 * math.log10(missed) > 50
+
+
+@pytest.mark.parametrize("told", [None, 20])
+def test_the_second_half_of_a_second_order_run_is_not_behind_its_end(told):
+    """Where levels are not told, evaluations were taken for steps: from halfway on the run was over."""
+    net, levels = wan().model, [5 * t / (1 + 4 * t) for t in (1 - k / 20 for k in range(20))]
+    handle, x = apply_foresight(net, CONFIG, steps=told), seeded(1, 4, 3, 8, 8, seed=5)
+
+    def velocity(x, level):
+        return net(x, torch.tensor([1000.0 * level]), seeded(1, 6, 16, seed=1))[0]
+
+    with torch.no_grad():
+        for now, after in zip(levels, [*levels[1:], None], strict=True):
+            v = velocity(x, now)
+            if after is not None:
+                x = x + (after - now) * (v + velocity(x + (after - now) * v, after)) / 2
+    handle.remove()
+    found = kinds(handle)
+    assert len(found) == 39 and "p" not in found and "r" in found[20:]
