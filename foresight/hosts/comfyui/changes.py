@@ -5,6 +5,9 @@ do. They hold the levels between which they work, by ComfyUI's convention under 
 `end_percent`, and there they are read. What is known of an evaluation is the same on one side of such a level only.
 """
 
+import dis
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -12,6 +15,7 @@ import torch
 ATTENTION = "optimized_attention_override"
 STAYS = 6  # evaluations; a number that has been the same for so long is no counter
 FEW = 4  # values of a number that names trajectories
+_EMPTY = types.CellType()
 MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
 
 
@@ -157,3 +161,30 @@ def _names(seen: list[tuple[float | None, float]]) -> bool:
     if len(turns) == len(set(turns)) or len(set(turns)) > FEW:
         return False
     return any(a[0] is not None and a[0] == b[0] and a[1] != b[1] for a, b in zip(seen, seen[1:], strict=False))
+
+
+def remembers(model_options: Mapping) -> bool:
+    """Whether a guidance function keeps what it was given for its next call, as APG does with a momentum.
+
+    It then gives something else for every evaluation that it does not see. Seen from outside: it sets a variable of the
+    function that has made it, and a tensor is there now.
+
+    Args:
+        model_options: The guider's, without what a sampler brings for itself (see `outputs.SamplerFunctions`).
+    """
+    found = (value for key, value in model_options.items() if key.startswith("sampler_"))
+    functions = [f for value in found for f in (value if isinstance(value, list) else [value])]
+    return any(_holds_tensor(function) for function in functions if getattr(function, "__closure__", None))
+
+
+def _holds_tensor(function: Callable) -> bool:
+    code = function.__code__
+    cells = dict(zip(code.co_freevars, function.__closure__, strict=True))
+    values = [cells[name].cell_contents for name in _set_by(code) if cells[name] != _EMPTY]
+    return any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in values)
+
+
+@functools.cache
+def _set_by(code: types.CodeType) -> tuple[str, ...]:
+    """Names of the variables of an outer function that a function sets."""
+    return tuple({i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} & {*code.co_freevars})

@@ -18,7 +18,7 @@ from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from ..ranks import ranks_of
 from . import memory, stages
-from .changes import Edges, Numbers
+from .changes import Edges, Numbers, remembers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
@@ -149,6 +149,8 @@ class SamplerRun:
         options = model_options or {}
         if keeps_state(options) and not self.stats.inactive:
             self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
+        if not self.stats.inactive and remembers(getattr(executor.class_obj, "model_options", {})):
+            self._run.deactivate("a guidance node goes by what it saw before (APG with a momentum)", everywhere=True)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             held = 0 if self.stats.in_ram else self._run.held_bytes

@@ -10,10 +10,11 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.model_patcher
 import comfy.samplers
+from comfy_extras.nodes_apg import APG
 
 from foresight import ForecastConfig
 from foresight.hosts.comfyui import apply_foresight
-from foresight.hosts.comfyui.changes import Edges, Numbers
+from foresight.hosts.comfyui.changes import Edges, Numbers, remembers
 from support.comfy_models import noise, sample
 
 STEPS = 24
@@ -242,3 +243,32 @@ def test_a_number_that_changes_at_every_evaluation_costs_nothing(model, runs):
     tables = [[sum(e.reused) for e in stats.evaluations] for stats in runs]
     assert tables[0] == tables[1] == tables[2] and sum(tables[0]) > sum(tables[3]) > 0
     assert not any(tables[3][STEPS // 2 : STEPS // 2 + 2])
+
+
+@pytest.mark.parametrize(("momentum", "kept"), [(-0.5, True), (0.0, False)])
+def test_guidance_that_goes_by_what_it_saw_before_is_left_alone(momentum, kept, model, runs):
+    """It is another function of the same latent for each evaluation that it does not see."""
+    patcher = APG.execute(model.patcher, 1.0, 5.0, momentum).args[0]
+    plain = sample(model, patcher, steps=20)
+    ours = sample(model, apply_foresight(patcher, ForecastConfig(threshold=2.0)), steps=20)
+    assert torch.equal(ours, plain) == kept and bool(runs[0].reused) != kept
+    assert not kept or runs[0].inactive == "a guidance node goes by what it saw before (APG with a momentum)"
+
+
+def test_what_a_function_may_keep_without_remembering():
+    def made(value):
+        count = other = value
+
+        def function(args):
+            nonlocal count
+            if args is None:
+                count = other
+            return count
+
+        return function
+
+    tensor = torch.zeros(2, 2)
+    found = {"a number": made(3), "a 0-d tensor": made(tensor[0, 0]), "a tensor": made(tensor), "nothing": len}
+    assert [name for name, f in found.items() if remembers({"sampler_pre_cfg_function": [f]})] == ["a tensor"]
+    assert remembers({"sampler_cfg_function": made(tensor)}) and not remembers({"other": made(tensor)})
+    assert not remembers({"sampler_cfg_function": lambda args: tensor})  # which it never sets
