@@ -114,8 +114,8 @@ def apply_foresight(
             paper takes the classes in the table of families.
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
         steps: Denoising steps of a run, where the pipeline does not say it (Wan's does). Without it, forecast tells it
-            from the first three noise levels, the paper's automatic warmup lasts until 15 % of the first timestep has
-            passed, and percents are shares of the timestep.
+            from the first three noise levels (from more of them where they are rounded to bfloat16), the paper's
+            automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
         group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
