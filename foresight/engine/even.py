@@ -4,14 +4,15 @@ Most schedules are even in time under a flow shift: in step k there is t = t_0 -
 
     sigma / (1 - sigma) = shift t / (1 - t).
 
-Three levels tell t_0, d and shift, which is all that there is to know of such a schedule. Of others (Karras, stretched
-to an end above 0) they tell the one that is like it so far, so that the answer changes as levels are seen.
+Three levels tell t_0, d and shift, which is all that there is to know of such a schedule. The fourth shows whether it
+is one: of others (Karras, beta) nothing is told.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+NEAR = 0.003  # of a step; a level so far from where it should be, and more, is one of another schedule
 SURE = 0.1  # share of the number of steps that the rounding of the levels may leave open
 WHOLE = 0.005  # of a step; a schedule that comes so near to t = 0 ends there, others end a step before, just above it
 PRECISIONS = 8, 11, 24  # bits of a mantissa: bfloat16, float16 (or whole numbers), float32
@@ -37,6 +38,12 @@ class Even:
         exact = self.first / self.step
         return round(exact) if abs(exact - round(exact)) < WHOLE else math.ceil(exact)
 
+    def fits(self, k: int, lowest: float, highest: float) -> bool:
+        """Whether the level of step k is one of these steps', if its share of noise lies between two."""
+        below, above = (sigma / (sigma + self.shift * (1 - sigma)) for sigma in (lowest, highest))
+        expected, near = self.first - k * self.step, NEAR * self.step
+        return below - near <= expected <= above + near
+
 
 def shifted(t: float, shift: float) -> float:
     """Share of noise at time t, 1..0, under a flow shift."""
@@ -60,8 +67,9 @@ def even_of(levels: Sequence[float], noise: Callable[[float], float], most: int)
     found = [_fitted([noise(first), noise(b), noise(c)], j, k) for b, c in tries]
     if any(fit is None or not k < fit.first / fit.step <= most for fit in found):
         return None
-    lengths = [fit.first / fit.step for fit in found]
-    return found[0] if max(lengths) - min(lengths) < SURE * lengths[0] else None
+    lengths, fit = [fit.first / fit.step for fit in found], found[0]
+    even = all(fit.fits(i, noise(x * (1 - off)), noise(x * (1 + off))) for i, x in enumerate(levels))
+    return fit if even and max(lengths) - min(lengths) < SURE * lengths[0] else None
 
 
 def _are_of(levels: Sequence[float], bits: int) -> bool:

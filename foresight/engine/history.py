@@ -114,7 +114,7 @@ class History:
         elif self._computed:
             h = place.position - self.u_n
             line = self._line(self.reach(h), output[0].device)
-            self.missed = tuple((x - y) * (u != 0) for x, y, u in zip(line, output, unit, strict=True))
+            self.missed = missing(line, output, unit)
             self.error, self.sloped = relative(self.missed, unit), self.ready
             if pays and self._B and place.a and place.b:  # b is 0 where a schedule stands still
                 given = self._corrected(place, output, h)
@@ -131,6 +131,11 @@ class History:
             d_m - owed_share * ((line - d_n) - self._B / h * (d_m - d_n))
             for d_m, d_n, line in zip(output, newest, self._line(self._A, device), strict=True)
         )
+
+
+def missing(given: Tensors, real: Tensors, unit: Tensors) -> Tensors:
+    """What outputs that were given miss of the real ones; nothing where the unit of errors is 0."""
+    return tuple((x.to(y.device) - y) * (u != 0) for x, y, u in zip(given, real, unit, strict=True))
 
 
 def relative(missed: Tensors, unit: Tensors) -> torch.Tensor:
@@ -156,10 +161,11 @@ def quieted(unit: Tensors, noise: Sequence[float]) -> Tensors:
     allowed so much larger an error than they are.
 
     Args:
-        unit: x - D of every part, batch first.
+        unit: x - D of every part, batch first; 0 where nothing counts.
         noise: Rms of the noise in each, times the scale at which the part is carried.
     """
-    sizes = (x.float().flatten(1).square().mean(1).sqrt().view(-1, *[1] * (x.ndim - 1)) for x in unit)
+    means = (x.float().flatten(1).square().sum(1) / (x != 0).flatten(1).sum(1).clamp_min(1) for x in unit)
+    sizes = (mean.sqrt().view(-1, *[1] * (x.ndim - 1)) for mean, x in zip(means, unit, strict=True))
     return tuple(
         x * (LOUDEST * rms / size.clamp_min(1e-12)).clamp_max(1.0) if rms else x
         for x, size, rms in zip(unit, sizes, noise, strict=True)

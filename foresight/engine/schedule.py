@@ -234,7 +234,7 @@ class Schedule:
         """The same where the host does not tell its levels, and whether this one is the last."""
         if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
-        elif self._counted and self._evaluation == 2:  # what was counted are evaluations: a second-order sampler's
+        elif self._counted and self._evaluation in (1, 2):  # what was counted are evaluations: a second-order sampler's
             self.steps = None if self._first_step else (self.steps + 1) // 2
             self._counted, self._news = False, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
@@ -256,8 +256,10 @@ class Schedule:
     def _see(self, level: float) -> None:
         """A step begins at a level that nobody has told before; it may show how many there are."""
         self._seen.append(level)
-        even = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS)
-        if even is not None and (self._even is None or abs(even.steps - self._even.steps) > 1):
+        if min(self._seen) <= 0:
+            return
+        even, known = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS), self._even
+        if (even is None) != (known is None) or even is not None and abs(even.steps - known.steps) > 1:
             self._even, self._news = even, True
 
     def _following(self, level: float) -> float:

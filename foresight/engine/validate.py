@@ -8,7 +8,7 @@ import torch
 
 from .blend import GUIDED, Blend
 from .compiler import outside_graphs
-from .history import by_part, relative
+from .history import by_part, missing, relative
 from .stats import Evaluation
 from .tensors import Tensors
 
@@ -48,8 +48,8 @@ class Validation:
         finally:
             self.active = False
         with torch.no_grad():
-            self._missed.append(tuple(a.to(b.device) - b for a, b in zip(given, real, strict=True)))
             self._units.append(unit(real))
+            self._missed.append(missing(given, real, self._units[-1]))
 
     def stop(self) -> None:
         """Compare nothing any more, and give back what was kept for it."""

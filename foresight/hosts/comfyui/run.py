@@ -149,7 +149,9 @@ class SamplerRun:
         options = model_options or {}
         if keeps_state(options) and not self.stats.inactive:
             self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
-        if not self.stats.inactive and remembers(getattr(executor.class_obj, "model_options", {})):
+        if not (self._config.by_block or self.stats.inactive) and remembers(
+            getattr(executor.class_obj, "model_options", {})
+        ):
             self._run.deactivate("a guidance node goes by what it saw before (APG with a momentum)", everywhere=True)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0

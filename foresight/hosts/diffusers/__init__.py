@@ -58,7 +58,7 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
         return
     hook.end_run()
     hook.removed = True
-    with _behind_offloading(transformer):
+    with _behind_offloading(transformer, registry):
         registry.remove_hook(NAME, recurse=False)
     if (
         not registry.hooks
@@ -68,14 +68,14 @@ def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
 
 
 @contextlib.contextmanager
-def _behind_offloading(module: torch.nn.Module):
+def _behind_offloading(module: torch.nn.Module, registry: HookRegistry):
     """Let hooks come and go behind accelerate's (`enable_model_cpu_offload`).
 
     It wraps `forward`, keeps what it wraps beside it, and is taken off and put on again after every run of a pipeline:
-    what has wrapped it by then is gone, or comes back.
+    what has wrapped it by then is gone, or comes back. Other hooks of diffusers keep the order in which they came.
     """
     outer, inner = (module.__dict__.get(name) for name in ("forward", "_old_forward"))
-    if outer is None or inner is None:
+    if outer is None or inner is None or registry.hooks.keys() - {NAME}:
         yield
         return
     module.forward = inner
@@ -129,6 +129,6 @@ def apply_foresight(
     if (before := registry.get_hook(NAME)) is not None:
         _remove(transformer, before)
     hook = ForesightHook(config, steps, group)
-    with _behind_offloading(transformer):
+    with _behind_offloading(transformer, registry):
         registry.register_hook(hook, NAME)
     return ForesightHandle(transformer, hook)

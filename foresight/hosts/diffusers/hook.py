@@ -53,6 +53,7 @@ class ForesightHook(ModelHook):
         self._streams = Streams()
         self._last_level: float | None = None
         self._told: tuple[int | None, int] = None, -1  # steps of the run and the newest one, as the pipeline says it
+        self._asked: set[str | None] = set()  # the contexts of that one
         self._before: Tensors = ()  # the latents of the newest evaluation
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
@@ -74,7 +75,7 @@ class ForesightHook(ModelHook):
     def new_forward(self, module: torch.nn.Module, *args, **kwargs):
         learns = _learns(module, args, kwargs)
         if learns and not self._has_learned:
-            log.info("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
+            log.warning("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
         self._has_learned |= learns
         if self.removed or learns:
             return self.fn_ref.original_forward(*args, **kwargs)
@@ -103,10 +104,12 @@ class ForesightHook(ModelHook):
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
         if begins:
+            self._asked = set()
             self._parts = names_of(self._family, arguments)
             self._begin_evaluation(self._level_of(timestep), name, latents)
         else:
             self._latents.look(name, latents)
+        self._asked.add(getattr(self._context, "name", None))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         shapes = tuple((x.shape, x.dtype, x.device) for x in tensors)
         return name, (shapes, self._streams.breaks(name), self._latents.conds(name, latents)), latents
@@ -147,7 +150,8 @@ class ForesightHook(ModelHook):
     def _is_of_another_run(self) -> bool:
         """Whether the pipeline says so: one that an error has ended somewhere else is not over for a transformer."""
         (steps, step), (steps_before, before) = self._says(), self._told
-        return self._run is not None and (steps != steps_before or step < before)
+        again = step == before >= 0 and getattr(self._context, "name", None) in self._asked
+        return self._run is not None and (steps != steps_before or step < before or again)
 
     def _turn(self, level: float, latents: Tensors) -> float:
         """The level, counted the other way where a model without a record turns out to have timesteps that rise.

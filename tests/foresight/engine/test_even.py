@@ -1,5 +1,7 @@
 """How many steps a run has, from its first noise levels: all schedules of a kind, by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -83,6 +85,35 @@ def test_whole_numbers_that_are_even_by_themselves():
 @pytest.mark.parametrize("levels", [[1.0, 0.5, 0.5], [1.0, 0.9, 0.95], [1.0, 0.5, 0.0], [1.0, 0.9, -0.2], [1.0] * 5])
 def test_what_is_no_schedule_tells_nothing(levels):
     assert even_of(levels, lambda level: level, MOST) is None
+
+
+def karras(steps):
+    return [(0.999 ** (1 / 7) + k / (steps - 1) * (0.004 ** (1 / 7) - 0.999 ** (1 / 7))) ** 7 for k in range(steps)]
+
+
+def beta(steps):
+    """The levels of a beta distribution of 0.6, near the two ends of the time; a parabola is like it."""
+    return [0.5 + 0.5 * math.cos(math.pi * k / steps) for k in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [12, 20, 50])
+@pytest.mark.parametrize("made", [karras, beta, lambda steps: [0.995 * 0.8**k for k in range(steps)]])
+def test_of_steps_that_are_not_even_nothing_is_told(made, steps):
+    """Three levels fit any; it shows at the fourth, of fifty at the sixth."""
+    assert not any(found(made(steps))[3 if steps < 50 else 5 :])
+    schedule = Schedule(ForecastConfig(), noise=lambda level: level)
+    for level in made(steps)[:6]:
+        schedule.place(level)
+    assert schedule.length is None
+
+
+@pytest.mark.parametrize("levels", [[0.0, -0.1, -0.2], [0.25, 0.1, -0.1], [-1.0, -1.1, -1.2]])
+def test_levels_that_are_no_shares_of_noise_are_no_error(levels):
+    """The timesteps of EDM models are logarithms."""
+    schedule = Schedule(ForecastConfig())
+    for level in levels:
+        schedule.place(level)
+    assert schedule.length is None and schedule.outlook()
 
 
 @pytest.mark.parametrize("steps", [12, 20, 50])

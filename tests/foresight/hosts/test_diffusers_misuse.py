@@ -97,7 +97,7 @@ def test_a_call_outside_of_a_pipeline_is_no_part_of_its_next_run():
 
 
 @pytest.mark.parametrize("steps", [50, 20, 12])
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("at", [0, 1, 4])
 def test_a_run_that_an_error_between_calls_has_ended_is_over(steps, at):
     pipe = pipeline()
     handle = apply_foresight(pipe.transformer, CONFIG)
@@ -108,8 +108,9 @@ def test_a_run_that_an_error_between_calls_has_ended_is_over(steps, at):
             raise ValueError("of the user's")
         return {}
 
-    with pytest.raises(ValueError, match="of the user's"):
-        sample(pipe, steps, callback_on_step_end=fails)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="of the user's"):
+            sample(pipe, steps, callback_on_step_end=fails)
     assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
 
 
@@ -182,3 +183,18 @@ def test_the_second_half_of_a_second_order_run_is_not_behind_its_end(told):
     handle.remove()
     found = kinds(handle)
     assert len(found) == 39 and "p" not in found and "r" in found[20:]
+
+
+@pytest.mark.parametrize("steps", [10, 20, 30])
+def test_both_transformers_of_such_a_pipeline_end_as_they_should(steps):
+    """The second one begins with a pair of evaluations."""
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=5.0)
+    pipe = diffusers.WanPipeline(
+        None, None, None, scheduler, wan().model, transformer_2=wan().model, boundary_ratio=0.875
+    )
+    pipe.set_progress_bar_config(disable=True)
+    plain = sample(pipe, steps)
+    handles = [apply_foresight(net, CONFIG) for net in (pipe.transformer, pipe.transformer_2)]
+    ours, (first, second) = sample(pipe, steps), map(kinds, handles)
+    assert len(first) + len(second) == 2 * steps - 1 and second.endswith("f"), (first, second)
+    assert (ours - plain).norm() < 0.1 * plain.norm()

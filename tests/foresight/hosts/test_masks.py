@@ -9,6 +9,7 @@ import comfy.nested_tensor
 import comfy.sample
 
 from foresight import ForecastConfig
+from foresight.engine.history import quieted
 from foresight.hosts.comfyui import apply_foresight
 from foresight.hosts.comfyui.outputs import Parts
 from support.comfy_any import ltx_2
@@ -89,3 +90,21 @@ def test_a_mask_of_another_size_than_the_latent_has_by_now_is_not_used():
     parts, x, larger = Parts(None, mask=mask), torch.ones(1, 2, 4, 4), torch.ones(1, 2, 8, 8)
     assert not parts.made(x)[0].any() and parts.made(larger)[0].all()
     assert not parts.unit(x, 1.0, (2 * x,))[0].any() and parts.unit(larger, 1.0, (2 * larger,))[0].all()
+
+
+def test_validate_measures_what_is_made(runs):
+    """With an eighth of the latent made, what is kept would count eight times as much as that."""
+    model, latent = ltxv(), normal(1, 128, 3, 8, 8)
+    mask = torch.zeros(1, 1, 3, 8, 8)
+    mask[..., :1] = 1
+    config = ForecastConfig(threshold=2.0, validate=True)
+    for given in (mask, None):
+        sample(model, apply_foresight(model.patcher, config), latent, given)
+    errors, whole = ([row.missed for row in stats.evaluations if row.kind == "reuse"] for stats in runs)
+    assert len(errors) > 5 and None not in errors and max(errors) < 1.5 * max(whole)
+
+
+def test_the_unit_of_a_loud_part_is_limited_however_little_of_it_is_made():
+    unit = torch.zeros(1, 1, 1000)
+    unit[..., :10] = 8.0
+    assert quieted((unit,), [1.0])[0].max() == pytest.approx(1.2)
