@@ -73,11 +73,7 @@ class ForesightHook(ModelHook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args, **kwargs):
-        learns = _learns(module, args, kwargs)
-        if learns and not self._has_learned:
-            log.warning("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
-        self._has_learned |= learns
-        if self.removed or learns:
+        if self._passes(module, args, kwargs):
             return self.fn_ref.original_forward(*args, **kwargs)
         try:
             call = self._enter(module, args, kwargs)
@@ -85,6 +81,15 @@ class ForesightHook(ModelHook):
         except BaseException:
             self._end_interrupted_run()
             raise
+
+    @outside_graphs()
+    def _passes(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
+        """Whether a call is none of ours: gradients are wanted of it, and would not be those of a forecast."""
+        learns = torch.is_grad_enabled() and _requires_grad(module, args, kwargs)
+        if learns and not self._has_learned:
+            log.warning("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
+        self._has_learned |= learns
+        return self.removed or learns
 
     @outside_graphs()
     def _enter(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[str, Hashable, Tensors] | None:
@@ -254,10 +259,7 @@ class ForesightHook(ModelHook):
         return module
 
 
-def _learns(module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
-    """Whether gradients are wanted of this call: they would not be those of a forecast."""
-    if not torch.is_grad_enabled():
-        return False
+def _requires_grad(module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
     given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
     return any(x.requires_grad for x in (*given, *module.parameters()))
 
