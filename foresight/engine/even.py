@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 NEAR = 0.003  # of a step; a level so far from where it should be, and more, is one of another schedule
+ROUNDED = 0.3  # the same where levels are rounded, since the fit goes by three rounded ones
 SURE = 0.1  # share of the number of steps that the rounding of the levels may leave open
 WHOLE = 0.005  # of a step; a schedule that comes so near to t = 0 ends there, others end a step before, just above it
 PRECISIONS = 8, 11, 24  # bits of a mantissa: bfloat16, float16 (or whole numbers), float32
@@ -38,11 +39,11 @@ class Even:
         exact = self.first / self.step
         return round(exact) if abs(exact - round(exact)) < WHOLE else math.ceil(exact)
 
-    def fits(self, k: int, lowest: float, highest: float) -> bool:
-        """Whether the level of step k is one of these steps', if its share of noise lies between two."""
+    def fits(self, k: int, lowest: float, highest: float, near: float) -> bool:
+        """Whether the level of step k is one of these steps', within a share of a step: its noise is between two."""
         below, above = (sigma / (sigma + self.shift * (1 - sigma)) for sigma in (lowest, highest))
-        expected, near = self.first - k * self.step, NEAR * self.step
-        return below - near <= expected <= above + near
+        expected, around = self.first - k * self.step, near * self.step
+        return below - around <= expected <= above + around
 
 
 def shifted(t: float, shift: float) -> float:
@@ -61,14 +62,15 @@ def even_of(levels: Sequence[float], noise: Callable[[float], float], most: int)
     j, k = (len(levels) - 1) // 2, len(levels) - 1
     if j < 1:
         return None
-    off = 2.0 ** -next((bits for bits in PRECISIONS if _are_of(levels, bits)), PRECISIONS[-1])
+    bits = next((bits for bits in PRECISIONS if _are_of(levels, bits)), PRECISIONS[-1])
+    off, near = 2.0**-bits, NEAR if bits == PRECISIONS[-1] else ROUNDED
     first, middle, last = (levels[i] for i in (0, j, k))
     tries = [(middle, last), (middle * (1 + off), last * (1 - off)), (middle * (1 - off), last * (1 + off))]
     found = [_fitted([noise(first), noise(b), noise(c)], j, k) for b, c in tries]
     if any(fit is None or not k < fit.first / fit.step <= most for fit in found):
         return None
     lengths, fit = [fit.first / fit.step for fit in found], found[0]
-    even = all(fit.fits(i, noise(x * (1 - off)), noise(x * (1 + off))) for i, x in enumerate(levels))
+    even = all(fit.fits(i, noise(x * (1 - off)), noise(x * (1 + off)), near) for i, x in enumerate(levels))
     return fit if even and max(lengths) - min(lengths) < SURE * lengths[0] else None
 
 

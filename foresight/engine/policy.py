@@ -111,7 +111,8 @@ class Policy:
     def outlook(self, places: Sequence[Place]) -> None:
         """Be told where every step will stand, and the end of the run (one more than there are steps).
 
-        Told before the first evaluation, and again when that begins: a sampler may begin in the middle.
+        Told before the first evaluation, again when that begins (a sampler may begin in the middle), and whenever the
+        levels of a host that does not tell them have shown more of it; `steps` may change then.
         """
 
     @property
