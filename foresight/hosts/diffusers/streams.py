@@ -1,5 +1,6 @@
 """Which evaluation a call belongs to, and which of its streams the call is."""
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,7 @@ class Streams:
         self._evaluation = 0
         self._last: dict[str, int] = {}  # the newest evaluation of each stream
         self._breaks: dict[str, int] = {}
+        self._given: dict[str, _Given] = {}
 
     def of_call(self, context: str | None, timestep: torch.Tensor | None, given: Mapping) -> tuple[str, bool]:
         """The stream of a call, and whether an evaluation begins with it.
@@ -46,12 +48,17 @@ class Streams:
         if context is None:
             self._asked[name] = _noted(tree_leaves(dict(given)))
         self._timestep = _noted([level])
-        self._breaks[name] = self._breaks.get(name, 0) + (self._last.get(name, self._evaluation) < self._evaluation - 1)
+        was_away = self._last.get(name, self._evaluation) < self._evaluation - 1
+        changed = self._given.setdefault(name, _Given()).changes(tree_leaves(dict(given)))
+        self._breaks[name] = self._breaks.get(name, 0) + (was_away or changed)
         self._last[name] = self._evaluation
         return name, begins
 
     def breaks(self, name: str) -> int:
-        """How often a stream was absent for an evaluation or more: what was before says nothing about what comes."""
+        """How often what was before said nothing about what comes.
+
+        The stream was absent for an evaluation or more, or a callback of the pipeline has changed what it is for.
+        """
         return self._breaks[name]
 
     def _find(self, level: torch.Tensor | float | None, asked: list) -> tuple[str | None, bool]:
@@ -63,6 +70,26 @@ class Streams:
     def _free_name(self) -> str:
         places = map(str, range(len(self._names), 2 * len(self._names) + 1))
         return next(name for name in places if name not in self._names)
+
+
+class _Given:
+    """The tensors that a stream gets beside the latent, by identity: no read of the device, and none is kept alive.
+
+    One that was the very same in two calls in turn is there for all of the run, unless somebody changes it. One that is
+    made anew for every call says nothing.
+    """
+
+    def __init__(self):
+        self._before: list[tuple[weakref.ref, int | None, bool]] = []  # of the last call; whether it was the same then
+
+    def changes(self, values: list) -> bool:
+        """Whether one that stayed the same so far is another in this call."""
+        tensors = [x for x in values if isinstance(x, torch.Tensor)]
+        before = self._before if len(self._before) == len(tensors) else [(None, None, False)] * len(tensors)
+        pairs = list(zip(tensors, before, strict=True))
+        same = [ref is not None and ref() is x and _version(x) == version for x, (ref, version, _) in pairs]
+        self._before = [(weakref.ref(x), _version(x), stays) for x, stays in zip(tensors, same, strict=True)]
+        return any(stayed and not stays for (_, (_, _, stayed)), stays in zip(pairs, same, strict=True))
 
 
 def _noted(values: list) -> list[tuple]:

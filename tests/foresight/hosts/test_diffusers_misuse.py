@@ -114,6 +114,23 @@ def test_a_run_that_an_error_between_calls_has_ended_is_over(steps, at):
     assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["another", "overwritten"])
+def test_a_prompt_that_a_callback_changes(in_place):
+    def changes(pipe, step, t, given):
+        if step == 8:
+            other = seeded(1, 6, 16, seed=9)
+            given["prompt_embeds"] = given["prompt_embeds"].copy_(other) if in_place else other
+        return given
+
+    pipe, embeds = pipeline(), ["prompt_embeds"]
+    handle = apply_foresight(pipe.transformer, ForecastConfig(threshold=8.0), steps=20)
+    with torch.no_grad():
+        sample(pipe)
+        as_it_is = kinds(handle)
+        sample(pipe, callback_on_step_end=changes, callback_on_step_end_tensor_inputs=embeds)
+    assert as_it_is[9] == "r" and kinds(handle)[9] == "f", (as_it_is, kinds(handle))
+
+
 def test_what_the_pipeline_says_goes_before_what_was_told():
     pipe = pipeline()
     handle = apply_foresight(pipe.transformer, CONFIG)

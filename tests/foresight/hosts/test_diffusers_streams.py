@@ -193,6 +193,21 @@ def test_a_stream_that_was_away_starts_anew():
     assert streams.breaks("cond") == 0 and streams.breaks("uncond") == 1
 
 
+@pytest.mark.parametrize("context", ["cond", None])
+def test_what_stays_the_same_and_then_does_not_is_a_break(context):
+    """A pipeline's prompt is one tensor for all steps; what a ControlNet gives is another in each of them."""
+    streams, prompt, breaks = Streams(), seeded(1, 4, 8, seed=0), []
+    for t in range(9, 0, -1):
+        if t == 5:
+            prompt = seeded(1, 4, 8, seed=1)
+        if t == 3:
+            prompt.mul_(2)
+        given = {"text": prompt, "residuals": [torch.full((1, 2), float(t))]}
+        name, _ = streams.of_call(context, torch.tensor([float(t)]), given)
+        breaks.append(streams.breaks(name))
+    assert breaks == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+
+
 @pytest.mark.parametrize(("rows", "conds"), [([0, 0], 2), ([0, 1], 1), ([0, 1, 0, 1], 2), ([0, 0, 0], 3), ([0], 1)])
 def test_conds_in_one_batch(rows, conds):
     latents = [seeded(1, 2, 3, seed=10 + i) for i in range(2)]
