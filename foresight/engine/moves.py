@@ -67,6 +67,10 @@ class Track:
         self._level, self._own, self._x = level, own, copied(x)
         self._d = given[: len(x)] if own else copied(given[: len(x)])
 
+    def forget(self) -> None:
+        """The last evaluation is done again; how large a step was, and whether it renewed the noise, stays known."""
+        self._level, self._x, self._d = None, (), ()
+
     def arrive(self, x: Tensors, waits_on: torch.device | None) -> None:
         """The sampler was started again, and has come to the same evaluation with another latent."""
         if not self._x:

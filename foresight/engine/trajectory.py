@@ -121,7 +121,8 @@ class Trajectory:
         """Go back to the computed evaluation before the last one, but with the scale that the last one has shown."""
         for history in self.histories.values():
             history.take_back()
-        self.track, self._bent = Track(), max(self._bent, math.log(found))
+        self._bent = max(self._bent, math.log(found))
+        self.track.forget()
         self._lams.pop()
         self.begin_gap(self.before, None)
 
