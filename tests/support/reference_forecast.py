@@ -101,8 +101,15 @@ class Reference:
                 high = middle
         return (low + high) / 2
 
+    def weights(self, sigma):
+        """Of the video and of the noise in the latent, both in the size of the video."""
+        if self.flow:
+            return 1 - sigma, sigma * getattr(self.sampling, "noise_scale", 1.0)
+        return 1.0, sigma / self.sampling.sigma_data
+
     def share(self, sigma):
-        return sigma if self.flow else sigma / (1 + sigma)
+        video, noise = self.weights(sigma)
+        return noise / (video + noise)
 
     def lam(self, sigma):
         noise = min(max(self.share(sigma), 1e-6), 1 - 1e-6)
@@ -218,8 +225,9 @@ class Reference:
             self.known.pop()
         elif self.known:
             (u1, d1), missed = self.known[-1], self.line(u) - out
-            pairs = zip(self.rows(missed * self.made), self.rows((x - out) * self.made), strict=True)
-            most = 1.2 * sigma if self.shapes and len(self.shapes) > 1 else math.inf
+            taken = x / sum(self.weights(sigma)) - out  # of the latent that a flow model would have
+            pairs = zip(self.rows(missed * self.made), self.rows(taken * self.made), strict=True)
+            most = 1.2 * self.share(sigma) if self.shapes and len(self.shapes) > 1 else math.inf
             self.missed.append([(m.norm() / d.norm().clamp_max(most * d.numel() ** 0.5)).item() for m, d in pairs])
             self._learn(max(self.missed[-1]), lam, n_known == 2, u1, u)
             owed = 0

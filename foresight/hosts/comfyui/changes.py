@@ -1,12 +1,14 @@
 """What changes in mid-run: attention from some percent on, a patch that works up to a noise level, a number.
 
 The functions that ComfyUI is given look at the noise level themselves, so that nothing in the options changes when they
-do. They hold the levels between which they work, by ComfyUI's convention under names like `sigma_start` and
-`end_percent`, and there they are read. What is known of an evaluation is the same on one side of such a level only.
+do. They hold the levels between which they work under names like `sigma_start`, `end_percent`, `sigma_lo` (CFG
+Override) or `cfg_trunc` (RenormCFG), and there they are read. What is known of an evaluation is the same on one side of
+such a level only.
 """
 
 import dis
 import functools
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,6 +17,7 @@ import torch
 ATTENTION = "optimized_attention_override"
 STAYS = 6  # evaluations; a number that has been the same for so long is no counter
 FEW = 4  # values of a number that names trajectories
+_BEGINS, _ENDS = {"hi", "high", "max", "from"}, {"lo", "low", "min", "to", "trunc"}  # as words of a name
 _EMPTY = types.CellType()
 MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
 
@@ -30,32 +33,51 @@ class Edges:
 
     def __init__(self, percent_to_sigma: Callable[[float], float], levels: Sequence[float], but: str):
         self._percent_to_sigma, self._but = percent_to_sigma, but
-        self._lowest, self._highest = min(levels), max(levels)
+        self._levels, self._lowest, self._highest = levels, min(levels), max(levels)
         self._known: dict[int, tuple[object, list[tuple[float, bool]]]] = {}  # by id, each with the function itself
 
-    def sides(self, model_options: Mapping, level: float | None) -> tuple:
+    def sides(self, model_options: Mapping, level: float | None, guider: object = None) -> tuple:
         """Which function does the attention, and on which side of each edge the level lies."""
-        attention, sides = model_options.get("transformer_options", {}).get(ATTENTION), set()
+        attention, sides = model_options.get("transformer_options", {}).get(ATTENTION), set(self._of_guider(guider))
         for function in _functions(model_options, self._but):
             _, edges = self._known.get(id(function), (None, None))
             if edges is None:
                 self._known = self._known if len(self._known) < MOST_KNOWN else {}
                 edges = list(self._of(function, function is attention))
                 self._known[id(function)] = function, edges
-            # what begins at a level does so at the level itself; what ends there still works at it
-            sides.update((edge, level > edge or ends and level == edge) for edge, ends in edges if level is not None)
-        return _code_of(attention), tuple(sorted(sides))
+            sides.update(edges)
+        # what begins at a level does so at the level itself; what ends there still works at it
+        found = {(edge, level > edge or ends and level == edge) for edge, ends in sides if level is not None}
+        return _code_of(attention), tuple(sorted(found))
 
     def _of(self, function: Callable, is_attention: bool) -> Iterator[tuple[float, bool]]:
         numbers = list(_numbers(function))
-        named = [(name, x) for name, x in numbers if "start" in name or "end" in name]
-        named = [(name, x) for name, x in named if "sigma" in name or "percent" in name]
+        named = [(name, x) for name, x in numbers if _bounds(name)]
         if is_attention and not named:  # under another name, or written into its code
             named = [("", x) for x in [*(x for _, x in numbers), *_written(function)] if isinstance(x, float)]
         for name, x in named:
             sigma = float(self._percent_to_sigma(x)) if "percent" in name else x
             if self._lowest < sigma < self._highest:
-                yield sigma, "end" in name
+                yield sigma, _is_end(name)
+
+    def _of_guider(self, guider: object) -> Iterator[tuple[float, bool]]:
+        """A guider's own percents are shares of the run's steps (KJNodes' scheduled CFG)."""
+        last = len(self._levels) - 1
+        for name, x in _plain(getattr(guider, "__dict__", {})):
+            if _bounds(name) and "percent" in name and 0 < x < 1:
+                step = math.floor(x * last + 1e-6) if _is_end(name) else math.ceil(x * last - 1e-6)
+                yield self._levels[step], _is_end(name)
+
+
+def _bounds(name: str) -> bool:
+    """Whether a number of this name says where something begins or ends."""
+    words = set(name.split("_"))
+    level = "sigma" in name or "percent" in name
+    return "trunc" in words or level and ("start" in name or "end" in name or bool(words & (_BEGINS | _ENDS)))
+
+
+def _is_end(name: str) -> bool:
+    return "end" in name or bool(set(name.split("_")) & _ENDS)
 
 
 def _functions(options: object, but: str) -> Iterator[Callable]:

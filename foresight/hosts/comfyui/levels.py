@@ -1,4 +1,4 @@
-"""What a model says of its noise levels, asked without making the GPU wait.
+"""What a model says of its noise and its levels, asked without making the GPU wait.
 
 Models of discrete levels keep them in tables beside their weights, so that on a GPU each question is a device read: as
 long as the work in flight takes, dozens of times. Here a copy of the tables is asked, and nothing twice.
@@ -7,7 +7,34 @@ long as the work in flight takes, dozens of times. Here a copy of the tables is 
 import copy
 from collections.abc import Callable
 
+import comfy.model_sampling
 import torch
+
+
+class Noise:
+    """How much of a latent is noise, and how large the latent is.
+
+    Both are told as of a flow model, x = (1 - s) x_0 + s n with n as large as x_0: what the plan and the errors go by
+    was measured on such models. There x - D is s times the velocity. In x = x_0 + sigma n it is sigma n, up to
+    1 / (1 - s) times as much, and no error would look large beside it.
+
+    Args:
+        model_sampling: ComfyUI's object. A flow model's has x = (1 - sigma) x_0 + sigma `noise_scale` n, every other's
+            x = x_0 + sigma n with an x_0 of size `sigma_data`.
+    """
+
+    def __init__(self, model_sampling: object):
+        self._flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+        scale = float(getattr(model_sampling, "noise_scale" if self._flow else "sigma_data", 1.0))
+        self._per_sigma = scale if self._flow else 1.0 / scale
+
+    def share(self, sigma: float) -> float:
+        """s at a noise level."""
+        return self._per_sigma * sigma / self.size(sigma)
+
+    def size(self, sigma: float) -> float:
+        """The latent over that of a flow model with the same s."""
+        return self._per_sigma * sigma + (1.0 - sigma if self._flow else 1.0)
 
 
 class Levels:

@@ -56,19 +56,21 @@ class Parts:
         fits = self._made is not None and self._made.shape == packed.shape
         return self.split(self._made.to(packed.device)) if fits else ()
 
-    def unit(self, packed: torch.Tensor, level: float, outputs: Tensors) -> Tensors:
+    def unit(self, packed: torch.Tensor, size: float, share: float, outputs: Tensors) -> Tensors:
         """What errors in outputs are measured in: what each takes away from its part of the latent (see `quieted`).
 
         Args:
-            packed: The sampler's latent, in which the noise has an rms of `level`.
+            packed: The sampler's latent.
+            size: Of the latent, see `levels.Noise`.
+            share: Rms of the noise in it, where its size is 1.
             outputs: One or several of each part, in turn.
         """
-        latent = self.split(packed)
+        latent = self.split(packed if size == 1.0 else packed / size)
         taken = tuple(latent[i % len(latent)] - output for i, output in enumerate(outputs))
         found = _only(self._masks(packed), taken)
         if len(latent) == 1:
             return found
-        noise = [level * (self._audio_scale if name == "audio" else 1.0) for name in self.names]
+        noise = [share * (self._audio_scale if name == "audio" else 1.0) for name in self.names]
         return quieted(found, [noise[i % len(latent)] for i in range(len(found))])
 
     def join(self, parts: Tensors) -> Tensors:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import comfy.model_patcher
-import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
@@ -22,7 +21,7 @@ from .changes import Edges, Numbers, remembers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
-from .levels import Levels
+from .levels import Levels, Noise
 from .outputs import Parts, SamplerFunctions
 from .replay import Replay, amplification, most_taken, order, takes_euler_steps
 
@@ -68,7 +67,7 @@ class SamplerRun:
         schedule, self._steps = sigmas.tolist(), len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
-        levels = Levels(model_sampling)
+        levels, self._noise = Levels(model_sampling), Noise(model_sampling)
         highest = levels.sigma(config.start_percent) if config.start_percent > 0 else math.inf
         lowest = levels.sigma(config.end_percent) if config.end_percent < 1 else -math.inf
         self._keys, self._functions = StreamKeys(), SamplerFunctions()
@@ -81,7 +80,7 @@ class SamplerRun:
             region=(highest, lowest),
             offload=memory.offload(config),
             inactive=ranks.never or _why_not(sampler),
-            noise=_flow_noise if isinstance(model_sampling, comfy.model_sampling.CONST) else _variance_noise,
+            noise=self._noise.share,
             over=levels.over,
             tape=_tape(sampler, denoise_mask, self._steps, alone=ranks.worst is None),
             worst=ranks.worst,
@@ -177,9 +176,9 @@ class SamplerRun:
             return tuple(made)
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level)
+        active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level, guider)
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
-        unit = functools.partial(self._parts.unit, x, self._level)
+        unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
@@ -248,16 +247,6 @@ class SamplerRun:
         if family.prefetches and self._run.kind == "reuse":
             options["prefetch_dynamic_vbars"] = False  # weights of blocks that run are then fetched when needed
         return family, stack, keys
-
-
-def _flow_noise(sigma: float) -> float:
-    """Share of noise of a flow model, x = (1 - sigma) x_0 + sigma noise."""
-    return sigma
-
-
-def _variance_noise(sigma: float) -> float:
-    """Share of noise of every other model, x = x_0 + sigma noise."""
-    return sigma / (1 + sigma)
 
 
 def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone: bool) -> Tape | None:

@@ -11,6 +11,10 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_patcher
 import comfy.samplers
 from comfy_extras.nodes_apg import APG
+from comfy_extras.nodes_custom_sampler import CFGOverride
+from comfy_extras.nodes_lt import LTXVSpatioTemporalGuidance
+from comfy_extras.nodes_lumina2 import RenormCFG
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 
 from foresight import ForecastConfig
 from foresight.hosts.comfyui import apply_foresight
@@ -141,6 +145,43 @@ def test_guidance_that_ends_at_a_percent(model, runs):
     (stats,) = runs
     edge = next(i for i, e in enumerate(stats.evaluations) if e.level < MIDDLE)
     assert all(sum(e.computed) for e in stats.evaluations[edge : edge + 2]) and stats.reused
+
+
+CORE_NODES = {
+    "CFGOverride": lambda m, start, end: CFGOverride.execute(m, 8.0, start, end),
+    "RenormCFG": lambda m, start, end: RenormCFG.execute(m, level_at(m, end), 1.0),
+    "SkipLayerGuidanceDiT": lambda m, start, end: SkipLayerGuidanceDiT.execute(m, 3.0, start, end, "0", "0", 0.5),
+    "SkipLayerGuidanceDiTSimple": lambda m, start, end: SkipLayerGuidanceDiTSimple.execute(m, start, end, "0", "0"),
+    "LTXVSpatioTemporalGuidance": lambda m, start, end: LTXVSpatioTemporalGuidance.execute(m, 1.0, "0", start, end),
+}
+
+
+def level_at(patcher, percent):
+    return float(patcher.get_model_object("model_sampling").percent_to_sigma(percent))
+
+
+@pytest.mark.parametrize("node", CORE_NODES)
+def test_what_core_s_nodes_begin_and_end_is_seen(model, runs, node, monkeypatch):
+    """Their functions keep the levels under names of their own."""
+    start, end = 0.3, 0.7
+    monkeypatch.setattr(model.patcher.model.diffusion_model, "in_channels", 4, raising=False)  # RenormCFG asks for it
+    (patcher,) = CORE_NODES[node](model.patcher, start, end).result
+    expected = [level_at(patcher, percent) for percent in ((end,) if node == "RenormCFG" else (start, end))]
+    sample(model, apply_foresight(patcher, CONFIG), steps=STEPS)
+    for place in expected:
+        evaluations = runs[-1].evaluations
+        edge = next(i for i, e in enumerate(evaluations) if e.level <= place)
+        around = [bool(sum(e.reused)) for e in evaluations[edge : edge + 3]]
+        assert not any(around[:2]) or not any(around[1:]), (place, edge)  # that level may be on either side
+
+
+def test_a_guider_s_own_percents_are_shares_of_the_steps():
+    levels = [1 - i / 20 for i in range(21)]
+    guider = types.SimpleNamespace(start_percent=0.3, end_percent=0.61, cfg=0.5)
+    seen = edges(levels)
+    found = [seen.sides({}, level, guider) for level in levels]
+    changes = [i for i in range(1, 21) if found[i] != found[i - 1]]
+    assert changes == [6, 13]  # works in steps 6 to 12
 
 
 def edges(levels=(1.0, 0.5, 0.0)):

@@ -134,8 +134,8 @@ class Recorder:
     Attributes:
         patcher: A clone with the recorder on it, to put Foresight on.
         taken_back: How many evaluations that called the model were done again.
-        missed: By evaluation and part, rms(given - real) / rms(x - real) of the worst item; of several parts, none is
-            divided by more than `LOUDEST` times the noise.
+        missed: By evaluation and part, rms(given - real) / rms(x - real) of the worst item, where x is as large as that
+            of a flow model; of several parts, none is divided by more than `LOUDEST` times the noise.
         calls: By evaluation, how often the model was called.
     """
 
@@ -164,7 +164,10 @@ class Recorder:
         self._levels.append(float(timestep.max()))
         self.calls.append(self._count - before)
         real = executor.class_obj.predict_noise(x, timestep, *args, **kwargs)  # the guider's own, below all wrappers
-        parts = [comfy.utils.unpack_latents(t, self._shapes) for t in (given - real, x - real)]
+        sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
+        flow = isinstance(sampling, comfy.model_sampling.CONST)
+        alike = x if flow else x / (1 + float(timestep.max()) / sampling.sigma_data)  # as a flow model would have it
+        parts = [comfy.utils.unpack_latents(t, self._shapes) for t in (given - real, alike - real)]
         rms = [[part.flatten(1).double().square().mean(1).sqrt() for part in found] for found in parts]
         most = LOUDEST * float(timestep.max()) if len(rms[0]) > 1 else math.inf
         self.missed.append([(a / b.clamp_max(most)).max().item() for a, b in zip(*rms, strict=True)])
@@ -296,9 +299,9 @@ def test_what_the_errors_of_parts_are_measured_in():
     for scale, expected in ((1.0, [0.6, 0.6]), (4.0, [0.6, 2.0])):
         parts = Parts([x.shape for x in latent], scale)
         outputs = tuple(x.flatten(1).unsqueeze(1) for x in outputs)
-        found = parts.unit(torch.zeros(1, 1, sum(x.numel() for x in latent)), 0.5, outputs * 2)
+        found = parts.unit(torch.zeros(1, 1, sum(x.numel() for x in latent)), 1.0, 0.5, outputs * 2)
         assert [float(x.abs().mean()) for x in found] == pytest.approx(expected * 2)
-    assert float(Parts(None).unit(0 * outputs[0], 0.5, outputs[:1])[0].abs().mean()) == 3.0
+    assert float(Parts(None).unit(0 * outputs[0], 1.0, 0.5, outputs[:1])[0].abs().mean()) == 3.0
 
 
 # ---- an image model's own ways to be sampled

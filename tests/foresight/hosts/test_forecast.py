@@ -43,6 +43,7 @@ def test_measuring_changes_nothing(case, runs):
 
 # what changes at a level, at which the reference does not look; see `test_changes`
 CHANGING = {
+    "cfg_override",
     "conds_with_start_and_end_percent",
     "skip_layer_guidance",
     "skip_layer_guidance_of_the_uncond_only",

@@ -89,7 +89,7 @@ def test_a_mask_of_another_size_than_the_latent_has_by_now_is_not_used():
     mask = torch.zeros(1, 2, 4, 4)
     parts, x, larger = Parts(None, mask=mask), torch.ones(1, 2, 4, 4), torch.ones(1, 2, 8, 8)
     assert not parts.made(x)[0].any() and parts.made(larger)[0].all()
-    assert not parts.unit(x, 1.0, (2 * x,))[0].any() and parts.unit(larger, 1.0, (2 * larger,))[0].all()
+    assert not parts.unit(x, 1.0, 1.0, (2 * x,))[0].any() and parts.unit(larger, 1.0, 1.0, (2 * larger,))[0].all()
 
 
 def test_validate_measures_what_is_made(runs):

@@ -1,4 +1,4 @@
-"""A threshold means the same in both hosts: the bundled model, the same noise levels, guidance, two samplers."""
+"""A threshold means the same in both hosts and in all units: the bundled model, the same levels, guidance, samplers."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import diffusers
@@ -104,6 +105,104 @@ def test_few_steps_without_guidance_gain_by_default_in_both_hosts(patcher, trans
 
     unguided, guided = gained(cfg=1.0), gained(cfg=CFG)
     assert unguided[0] == unguided[1] >= least and guided == (0, 0)
+
+
+class AsFlow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """x = (1 - sigma) x_0 + sigma `noise_scale` n, as HiDream-O1 has it with 8; what is inside is the bundled model."""
+
+    data = 1.0
+
+    def share(self, sigma):
+        return self.noise_scale * sigma / self.size(sigma)
+
+    def size(self, sigma):
+        return self.noise_scale * sigma + 1 - sigma
+
+    def level(self, share):
+        return share / (self.noise_scale * (1 - share) + share)
+
+    def calculate_input(self, sigma, noise):
+        return noise / self.size(sigma.view(-1, 1, 1, 1, 1))
+
+    def timestep(self, sigma):
+        return 1000 * self.share(sigma)
+
+    def calculate_denoised(self, sigma, model_output, model_input):
+        sigma = sigma.view(-1, 1, 1, 1, 1)
+        return self.data * (model_input / self.size(sigma) - self.share(sigma) * model_output)
+
+
+class AsVariance(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM):
+    """x = x_0 + sigma n, with an x_0 of size `sigma_data`, as in models of eps, v and EDM, and Cosmos's flow."""
+
+    @property
+    def data(self):
+        return self.sigma_data
+
+    def share(self, sigma):
+        return sigma / (sigma + self.data)
+
+    def size(self, sigma):
+        return self.data + sigma
+
+    def level(self, share):
+        return self.data * share / (1 - share)
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        return sigma * noise + latent_image
+
+    calculate_input, timestep = AsFlow.calculate_input, AsFlow.timestep
+    calculate_denoised = AsFlow.calculate_denoised
+
+
+def _with_noise_of(scale):
+    sampling = AsFlow()
+    sampling.set_noise_scale(scale)
+    return sampling
+
+
+def _with_data_of(size):
+    sampling = AsVariance()
+    sampling.set_parameters(0.001 * size, 1000.0 * size, size)
+    return sampling
+
+
+def _in_units(patcher, sampling, sampler):
+    """The video, and of every evaluation its kind and the error of its forecast, by default and at threshold 1."""
+    shares = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", 20).clamp(max=0.999)
+    conds = [[[embed([text]), {}]] for text in (PROMPT, "")]
+    other = patcher.clone()
+    other.add_object_patch("model_sampling", sampling)
+    for config in (None, ForecastConfig(), ForecastConfig(threshold=1.0)):
+        with torch.inference_mode():
+            latent = comfy.sample.sample_custom(
+                other if config is None else comfyui.apply_foresight(other, config), NOISE, CFG,
+                comfy.samplers.sampler_object(sampler), sampling.level(shares), *conds,
+                torch.zeros_like(NOISE), disable_pbar=True, seed=0,
+            )  # fmt: skip
+        yield codec.decode(latent.float() / sampling.data)
+
+
+UNITS = {  # res_multistep goes by the logarithm of sigma, so that its steps are others where x = x_0 + sigma n
+    "euler, 8 n": ("euler", _with_noise_of(8.0)),
+    "res_multistep, 8 n": ("res_multistep", _with_noise_of(8.0)),
+    "euler, sigma n": ("euler", _with_data_of(1.0)),
+    "euler, sigma n beside half the data": ("euler", _with_data_of(0.5)),
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_a_threshold_means_the_same_in_all_units(patcher, runs, units):
+    """The same model of the same shares of noise, but with another latent around it."""
+    sampler, other = UNITS[units]
+    flow, *in_flow = _in_units(patcher, _with_noise_of(1.0), sampler)
+    plain, *in_other = _in_units(patcher, other, sampler)
+    before, after = runs[:2], runs[2:]
+    for a, b, one, two in zip(before, after, in_flow, in_other, strict=True):
+        assert left_out(a) and [e.kind for e in a.evaluations] == [e.kind for e in b.evaluations]
+        assert abs(psnr(one, flow) - psnr(two, plain)) < 2
+        errors = [[e.missed or 0.0 for e in run.evaluations] for run in (a, b)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.1, abs=1e-4)
 
 
 def test_a_pipeline_without_contexts_loses_no_more(transformer):
