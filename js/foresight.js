@@ -6,14 +6,28 @@ import { MapView } from "./map.js";
 import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./runs.js";
 import { readOlderFiles } from "./saved.js";
 
-const TEXT_HEIGHTS = { ForesightReport: 205, ForesightCompare: 50, ForesightSpeedup: 40 };
+const TEXT_HEIGHTS = { ForesightReport: 250, ForesightCompare: 50, ForesightSpeedup: 40 };
+const TEXT_WIDTHS = { ForesightReport: 440 }; // else its table is cut
 const MAP_HEIGHT = 230;
 
 const views = new WeakMap(); // node -> MapView or TextView
 
+/**
+ * Put a node's view where the frontend shows that of another: undo makes all nodes anew under their old ids, and Nodes
+ * 2.0 goes on showing what the ones before had put there.
+ */
+function mount(node, view) {
+  if (view.holder.isConnected || node.graph !== app.canvas?.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] .foresight-view`)?.replaceWith(view.holder);
+}
+
 function showAll(graph = rootGraph()) {
   for (const node of graph?.nodes ?? []) {
-    views.get(node)?.refresh();
+    const view = views.get(node);
+    if (view) {
+      mount(node, view);
+      view.refresh();
+    }
     if (node.subgraph) showAll(node.subgraph);
   }
 }
@@ -44,15 +58,16 @@ function addView(node, View, height) {
   const link = Object.assign(document.createElement("link"), { rel: "stylesheet" });
   link.href = new URL("./foresight.css", import.meta.url).href;
   link.addEventListener("load", () => view.refresh()); // its colours are known now
-  const holder = element("div", "foresight-view", link, view.root); // nothing of ours in the page's head
-  const widget = node.addDOMWidget("foresight_view", "foresight_view", holder, {
+  view.holder = element("div", "foresight-view", link, view.root); // nothing of ours in the page's head
+  const widget = node.addDOMWidget("foresight_view", "foresight_view", view.holder, {
     serialize: false, // not in the prompt
     hideOnZoom: false,
     getMinHeight: () => height,
   });
   widget.serialize = false; // not in the workflow
   widget.label = "";
-  node.setSize(node.computeSize().map((least, i) => Math.max(least, node.size[i])));
+  const least = [TEXT_WIDTHS[node.comfyClass] ?? 0, 0];
+  node.setSize(node.computeSize().map((size, i) => Math.max(size, node.size[i], least[i])));
   return view;
 }
 
@@ -99,5 +114,6 @@ app.registerExtension({
     graphIsThere();
     update();
     showAll();
+    setTimeout(showAll); // when the page has drawn what is new
   },
 });

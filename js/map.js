@@ -5,6 +5,7 @@ import { findNode, runsOf } from "./runs.js";
 import { LEGEND as STRIP_LEGEND, columnsOf, drawStrip } from "./strip.js";
 import { EMPTY, evaluationOf, figuresOf, isStrip, percent, unreadable } from "./words.js";
 
+const SHOWN = ["method", "threshold"]; // widgets that decide what a run is like
 const LEGEND = { warmup: "warmup", computed: "computed", close: "close to reuse", reused: "reused" };
 
 /** What a cell shows: reused share 0..1, nearness to reuse 0..1, and the words for it. */
@@ -19,6 +20,13 @@ function cellOf(evaluation, block) {
   if (evaluation.kind === "warmup") words = "computed (warmup)";
   else if (ratio != null) words += `, ${ratio.toPrecision(2)} of the limit`;
   return { share: reused / calls, near, warmup: evaluation.kind === "warmup", words };
+}
+
+/** The values of these widgets of a node, but for those that another node gives. */
+function valuesOf(node, names) {
+  const linked = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  const widgets = (node.widgets ?? []).filter((w) => names.includes(w.name) && !linked(w.name));
+  return Object.fromEntries(widgets.map((w) => [w.name, w.value]));
 }
 
 /** Whether a colour, as getComputedStyle gives it, is nearer to white than to black. */
@@ -43,6 +51,15 @@ export class MapView {
     this.legend = element("div", "foresight-legend");
     this.empty = element("div", "foresight-empty", EMPTY);
     this.presets = presetsOf(node);
+    const widgets = (node.widgets ?? []).filter((w) => SHOWN.includes(w.name));
+    for (const [owner, name] of [...widgets.map((w) => [w, "callback"]), [node, "onConnectionsChange"]]) {
+      const before = owner[name];
+      owner[name] = (...args) => {
+        const result = before?.apply(owner, args);
+        this.refresh();
+        return result;
+      };
+    }
     this.root = element("div", "foresight-map", this.presets.row, this.empty);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.moveTo(null));
@@ -59,7 +76,8 @@ export class MapView {
     if (!this.runs.length || strange) {
       this.run = null;
       this.empty.textContent = strange ?? EMPTY;
-      this.root.replaceChildren(this.presets.row, this.empty);
+      // what is there already stays, and keeps the focus
+      if (!this.root.contains(this.empty)) this.root.replaceChildren(this.presets.row, this.empty);
       return;
     }
     const newest = this.runs.at(-1);
@@ -113,7 +131,7 @@ export class MapView {
 
   get columns() {
     const count = isStrip(this.run) ? columnsOf(this.run).length : this.run.evaluations.length;
-    return this.run.done ? count : Math.max(count, this.run.steps ?? 0);
+    return this.run.done && !this.run.broken_off ? count : Math.max(count, this.run.steps ?? 0);
   }
 
   get blocks() {
@@ -123,7 +141,7 @@ export class MapView {
   showFigures() {
     const run = this.run;
     const known = run.evaluations.length;
-    const [head, ...lines] = figuresOf(run, this.columns);
+    const [head, ...lines] = figuresOf(run, this.columns, valuesOf(this.node, SHOWN));
     this.figures.replaceChildren(element("strong", "", head), ...lines.map((line) => `\n${line}`));
     const what = isStrip(run) ? `Strip of ${known} evaluations` : `Map of ${this.blocks} blocks by ${known} evaluations`;
     this.canvas.setAttribute("aria-label", `${what}, ${percent(run.reuse_ratio)} left out. Arrow keys read it.`);

@@ -37,15 +37,6 @@ export function presetsOf(node) {
       button.setAttribute("aria-pressed", String(!linked && PRESETS[i].threshold === value));
     });
   }
-  const found = widget();
-  if (found) {
-    const before = found.callback;
-    found.callback = function (...args) {
-      const result = before?.apply(this, args);
-      show();
-      return result;
-    };
-  }
   show();
   return { row, show };
 }

@@ -27,7 +27,8 @@ export function planOf(run) {
   if (!run.done) return plan;
   const computed = run.evaluations.filter((e) => !e.reused.some(Boolean)).length;
   const known = run.evaluations.length;
-  return `${plan}; it became ${known === run.steps ? computed : `${computed} of ${known} evaluations`}`;
+  const until = run.broken_off ? " until it was stopped" : "";
+  return `${plan}; it became ${known === run.steps ? computed : `${computed} of ${known} evaluations${until}`}`;
 }
 
 /** Whether the run's method takes whole evaluations, so that a strip shows it. */
@@ -68,12 +69,22 @@ export function aheadOf(run) {
   return run.outlook.filter((step, k) => (step.level == null || reached == null ? k >= count : step.level < reached * (1 - 1e-4)));
 }
 
+/** What the node says now and this run was not made with, in words; "" where that is the same. */
+export function otherSettings(config, now) {
+  const other = Object.keys(now).filter((name) => config[name] != null && now[name] != null && now[name] !== config[name]);
+  const list = (values) => other.map((name) => (name === "method" ? values[name] : `${name} ${values[name]}`)).join(", ");
+  return other.length ? `of a run with ${list(config)}; the node says ${list(now)} now` : "";
+}
+
 /** The lines under the map, the first of them in bold. */
-export function figuresOf(run, columns) {
+export function figuresOf(run, columns, now = {}) {
   const head = [`evaluation ${run.evaluations.length} of ${columns}`, `${percent(run.reuse_ratio)} left out`];
   const speedup = run.config?.validate ? "without validate" : "estimated";
   if (run.estimated_speedup != null && run.reused) head.push(`${run.estimated_speedup.toFixed(2)}x (${speedup})`);
+  if (run.broken_off) head.push("stopped");
   const lines = [head.join(" · ")];
+  const other = otherSettings(run.config ?? {}, now);
+  if (other) lines.push(other);
   const plan = planOf(run);
   if (plan) lines.push(plan);
   if (run.seconds_full != null) {

@@ -199,13 +199,16 @@ class Run(Restarts, Holding):
             self.note_bytes(call.held_bytes)
             return call.finish()
 
-    def close(self, timed: bool = True) -> RunStats:
+    def close(self, timed: bool = True, broken_off: bool = False) -> RunStats:
         """End the run: read back the last evaluation, drop everything stored, return what happened.
 
         Args:
             timed: Whether this moment is the end of the last evaluation; else its time is left unknown.
+            broken_off: An interrupt or an error ends it. An evaluation that it has ended in the middle is none.
         """
         if not self._closed:
+            if broken_off:
+                self.stats.note_broken_off()
             self._began = self._began if timed else None
             self._closed = True
             self.read_back(None)

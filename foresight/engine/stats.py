@@ -111,6 +111,7 @@ class RunStats:
         uncorrected: Why forecasts were not corrected from some point on, or None.
         outlook: By the plan before the run, every step: its `level`, its `share` of the way, and whether it `computes`;
             None where there was none.
+        broken_off: An interrupt or an error has ended it before its end.
     """
 
     config: Config
@@ -126,6 +127,7 @@ class RunStats:
     uncorrected: str | None = None
     outlook: list[dict] | None = None
     parts: Sequence[str] = ()
+    broken_off: bool = False
 
     def note_plan(self, computes: Sequence[int], places: Sequence[Place]) -> None:
         """Note the steps that are to be computed, and where every step stands (the end of the run is one more)."""
@@ -133,6 +135,12 @@ class RunStats:
         self.outlook = [
             {"level": p.level, "share": p.share, "computes": k in computes} for k, p in enumerate(places[:-1])
         ]
+
+    def note_broken_off(self) -> None:
+        """Note that the run ends here; an evaluation that nothing came of is not counted."""
+        self.broken_off = True
+        if self.evaluations and not (self.evaluations[-1].computed or self.evaluations[-1].reused):
+            self.evaluations.pop()
 
     def take_back(self, count: int) -> None:
         """Forget the newest evaluations, which are done again."""
@@ -231,6 +239,7 @@ class RunStats:
             "inactive",
             "in_ram",
             "parts",
+            "broken_off",
         )
         return {name: getattr(self, name) for name in (*counted, *measured, *own)}
 
@@ -251,6 +260,7 @@ class RunStats:
         )
         if self.planned is not None:
             line += f", plan: {self.plan}, it became {self.computed_in_full} of {len(self.evaluations)} evaluations"
+            line += " until it was stopped" if self.broken_off else ""
         line += (
             f", sampler started again {'once' if self.restarts == 1 else f'{self.restarts} times'}"
             if self.restarts

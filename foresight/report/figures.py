@@ -96,7 +96,9 @@ def _restarts(run: dict) -> str:
 
 def _by_kind(run: dict) -> str:
     kinds = [e["kind"] for e in run["evaluations"]]
-    return f"{len(kinds)} ({kinds.count('warmup')} warmup, {kinds.count('reuse')} may reuse)"
+    reuse = "left out" if run["counted"] == "outputs" else "may reuse"
+    stopped = ", then stopped" if run.get("broken_off") else ""
+    return f"{len(kinds)} ({kinds.count('warmup')} warmup, {kinds.count('reuse')} {reuse}){stopped}"
 
 
 _ROWS = {
@@ -148,8 +150,8 @@ def _by_part(run: dict, rows: list[dict]) -> str:
 
 
 def _settings(config: dict, warmup: int | None) -> str:
-    interval = f", R {config['reuse_interval']}" if config["reuse_interval"] else ""
-    return f"{config['method']}, W {warmup}, gamma {config['threshold']:g}{interval}"
+    interval = f", interval {config['reuse_interval']}" if config["reuse_interval"] else ""
+    return f"{config['method']}, threshold {config['threshold']:g}, warmup {warmup}{interval}"
 
 
 def in_short(runs: list[dict]) -> str:

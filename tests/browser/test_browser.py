@@ -218,6 +218,74 @@ def test_a_preset_sets_the_threshold_by_pointer_and_by_keyboard(page):
     assert (threshold(), pressed()) == (0.7, [])
 
 
+def test_after_an_undo_the_views_are_those_of_the_nodes_that_are_there(page):
+    """The frontend makes all nodes anew, and goes on showing what it has of those before."""
+    steps = 9 if page.renderer == "classic" else 11
+    page.load(hosts.ROOT / "workflows" / "foresight_demo.json")
+    page.set("KSampler", "steps", steps)
+    page.set("KSampler", "seed", steps)
+    page.add_report()
+    page.fit()
+    page.run(NOTE_STATE)
+    page.page.locator(".foresight-presets button").nth(3).click()
+    page.run(NOTE_STATE)
+    page.run("() => app.extensionManager.command.execute('Comfy.Undo')")
+    page.page.wait_for_timeout(1000)
+    views = """() => app.graph.nodes.flatMap((n) =>
+        (n.widgets ?? []).filter((w) => w.name === "foresight_view").map((w) => w.element.isConnected))"""
+    assert page.run(views) == [True, True]
+    buttons = page.page.locator(".foresight-presets button")
+    assert page.run(PRESSED) == ["false", "true", "false", "false"]
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
+    assert f"evaluation {steps} of {steps}" in page.figures
+    buttons.nth(2).click()
+    (threshold,) = page.run(
+        """() => app.graph.nodes.filter((n) => n.type === "ForesightApply")
+            .map((n) => n.widgets.find((w) => w.name === "threshold").value)"""
+    )
+    assert threshold == 1 and "of a run with threshold 0.5; the node says threshold 1 now" in page.figures
+
+
+def test_presets_are_off_while_another_node_gives_the_threshold(page):
+    page.load(hosts.ROOT / "workflows" / "foresight_demo.json")
+    for linked in (True, False):
+        page.run(
+            """(linked) => {
+                const ours = app.graph.nodes.find((n) => n.type === "ForesightApply");
+                const slot = ours.inputs.findIndex((input) => input.widget?.name === "threshold");
+                if (!linked) return ours.disconnectInput(slot);
+                const number = LiteGraph.createNode("PrimitiveFloat");
+                app.graph.add(number);
+                number.connect(0, ours, slot);
+            }""",
+            linked,
+        )
+        disabled = "() => [...document.querySelectorAll('.foresight-presets button')].map((b) => b.disabled)"
+        assert page.run(disabled) == [linked] * 4
+
+
+def test_a_run_that_is_interrupted_says_how_far_it_came(page):
+    page.demo(90, seed=15)
+    page.set("KSampler", "cfg", 4)
+    page.set("ForesightApply", "method", "forecast")
+    page.press_run()
+    page.page.wait_for_function("() => /evaluation ([5-9]|[1-9]\\d) of 90/.test(document.body.innerText)")
+    page.run("() => fetch('/api/interrupt', { method: 'POST' })")
+    page.page.wait_for_function("() => /· stopped/.test(document.body.innerText)")
+    record = page.records()[-1]
+    count = len(record["evaluations"])
+    assert record["broken_off"] and record["done"] and 5 <= count < 90
+    computed = sum(not any(e["reused"]) for e in record["evaluations"])
+    assert f"evaluation {count} of 90" in page.figures
+    assert f"it became {computed} of {count} evaluations until it was stopped" in page.figures
+
+
+NOTE_STATE = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    (tracker.checkState ?? tracker.captureCanvasState).call(tracker);
+}"""  # as the frontend does after a click or a key
 PRESSED = "() => [...document.querySelectorAll('.foresight-presets button')].map((b) => b.getAttribute('aria-pressed'))"
 
 

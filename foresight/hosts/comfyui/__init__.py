@@ -91,13 +91,14 @@ class _Template:
             guided=is_guided(guider),
         )
         watcher = live.Watcher(run.stats, self._shown_id, self.newest.add)
-        found = guider.model_options
+        found, broken_off = guider.model_options, True
         guider.model_options = run.install(found)
         try:
             samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+            broken_off = False
         finally:
             guider.model_options = found
-            stats = run.end()
+            stats = run.end(broken_off)
             if stats is not None:
                 if run.speaks:
                     log.info("Foresight %s", stats.summary())

@@ -116,10 +116,10 @@ class SamplerRun:
             self._replay.install(options)
         return options
 
-    def end(self) -> RunStats | None:
+    def end(self, broken_off: bool) -> RunStats | None:
         """Drop everything stored; what the run did, or None when even that can't be read (the device is in error)."""
         try:
-            return self._run.close()
+            return self._run.close(broken_off=broken_off)
         except Exception:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             return None

@@ -235,10 +235,10 @@ class ForesightHook(ModelHook):
         return self._forms[name].like(view.returned(output))
 
     @outside_graphs()
-    def end_run(self) -> None:
+    def end_run(self, broken_off: bool = False) -> None:
         """Close the run under way, if any, and log what it did."""
         if self._run is not None:
-            self._stats, self._run = self._run.close(timed=False), None
+            self._stats, self._run = self._run.close(timed=False, broken_off=broken_off), None
             if self._ranks.first:  # of those who decide alike, one speaks
                 log.info("Foresight %s", self._stats.summary())
         self._begin_run()
@@ -247,7 +247,7 @@ class ForesightHook(ModelHook):
         """The same on the way of an error, which nothing here may hide."""
         stats = self.stats
         try:
-            self.end_run()
+            self.end_run(broken_off=True)
         except Exception:
             log.warning("Foresight could not read its last measurements", exc_info=True)
             self._stats, self._run = stats, None

@@ -205,6 +205,9 @@ def test_an_interrupted_run_leaves_nothing_behind(model, error, where, runs):
         sample(model, both, **options)
     if handle:
         handle.remove()
+    # the evaluation that was broken off is none
+    assert runs[-1].broken_off and not runs[-2].broken_off
+    assert runs[-1].evaluations and all(e.computed or e.reused for e in runs[-1].evaluations)
     assert_unpatched(model)
     assert torch.equal(sample(model), plain)
     assert torch.equal(sample(model, both), reused)

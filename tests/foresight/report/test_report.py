@@ -131,7 +131,7 @@ def test_the_table_says_what_was_measured():
         "4 of 18 block calls (22%)" in text
         and "1.20x" in text
         and "3.0 MiB" in text
-        and "paper, W 3, gamma 0.5" in text
+        and "paper, threshold 0.5, warmup 3" in text
     )
     assert text.endswith("off: inactive: no room")
     assert "2 of 3 evaluations" in text and "steps computed" not in text  # the method paper has no plan
