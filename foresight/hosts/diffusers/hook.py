@@ -19,6 +19,7 @@ from .families import family_for
 from .latents import Latents, channels_of, latents_of, names_of
 from .outputs import Result, View
 from .streams import Streams
+from .threads import Threads
 
 log = logging.getLogger(__package__)
 
@@ -45,6 +46,7 @@ class ForesightHook(ModelHook):
         self._stats: RunStats | None = None
         self.removed = False  # somebody may have kept the forward that it was in
         self._has_learned = False
+        self._threads = Threads()
         self._context = None  # of the newest call
         self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
@@ -58,6 +60,7 @@ class ForesightHook(ModelHook):
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
         self._forms: dict[str, Result] = {}  # by stream
+        self._threads.begin_run()
 
     @property
     def stats(self) -> RunStats | None:
@@ -73,8 +76,16 @@ class ForesightHook(ModelHook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args, **kwargs):
-        if self._passes(module, args, kwargs):
-            return self.fn_ref.original_forward(*args, **kwargs)
+        self._threads.enter()
+        try:
+            if self._passes(module, args, kwargs):
+                return self.fn_ref.original_forward(*args, **kwargs)
+            return self._forward(module, args, kwargs)
+        finally:
+            self._threads.leave()
+
+    @torch.compiler.disable(recursive=False)
+    def _forward(self, module: torch.nn.Module, args: tuple, kwargs: dict):
         try:
             call = self._enter(module, args, kwargs)
             return self.fn_ref.original_forward(*args, **kwargs) if call is None else self._output(*call, args, kwargs)
@@ -84,12 +95,18 @@ class ForesightHook(ModelHook):
 
     @outside_graphs()
     def _passes(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
-        """Whether a call is none of ours: gradients are wanted of it, and would not be those of a forecast."""
+        """Whether a call is none of ours.
+
+        So it is where gradients are wanted of it, which would not be those of a forecast, and where another thread is
+        in the transformer: a video each, and nothing tells whose the next evaluation is.
+        """
+        if self._threads.crowded and self._threads.mine and self._run is not None and not self._run.stats.inactive:
+            self._run.deactivate("two threads use the transformer at the same time", everywhere=True)
         learns = torch.is_grad_enabled() and _requires_grad(module, args, kwargs)
         if learns and not self._has_learned:
             log.warning("Foresight: gradients are wanted, so that everything is computed; torch.no_grad() changes that")
         self._has_learned |= learns
-        return self.removed or learns
+        return self.removed or learns or self._threads.crowded
 
     @outside_graphs()
     def _enter(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[str, Hashable, Tensors] | None:
@@ -195,19 +212,26 @@ class ForesightHook(ModelHook):
     @torch.compiler.disable(recursive=False)
     def _output(self, name: str, signature: Hashable, latents: Tensors, args: tuple, kwargs: dict):
         """The transformer's result, computed or forecast."""
-        computed, view = [], self._view(name, latents)
-        compute = functools.partial(self._compute, name, args, kwargs, view, computed)
-        output = self._run.output(name, signature, compute, latents[0].device, view.unit)
-        return self._returned(name, computed, output, view)
+        # the run may be ended while the model computes: the hook is taken off, or another thread is done
+        run, forms, computed, view = self._run, self._forms, [], self._view(name, latents)
+        plain = run.kind == "plain"
+
+        @torch.compiler.disable(recursive=False)
+        def compute() -> Tensors:
+            result = self._compute(run, name, args, kwargs)
+            forms[name], seen = self._seen(run, result, view, plain)
+            computed[:] = [result, seen]
+            return seen
+
+        output = run.output(name, signature, compute, latents[0].device, view.unit)
+        return self._returned(forms[name], computed, output, view)
 
     @torch.compiler.disable(recursive=False)
-    def _compute(self, name: str, args: tuple, kwargs: dict, view: View, computed: list) -> Tensors:
+    def _compute(self, run: Run, name: str, args: tuple, kwargs: dict):
         forward = functools.partial(self.fn_ref.original_forward, *args, **kwargs)
         if self._config.by_block:
-            result = blocks.run_blocks(self._run, self._stack, [name], forward, self._family.batch_dim or 0)
-        else:
-            result = forward()
-        return self._seen(name, result, view, computed)
+            return blocks.run_blocks(run, self._stack, [name], forward, self._family.batch_dim or 0)
+        return forward()
 
     @outside_graphs()
     def _view(self, name: str, latents: Tensors) -> View:
@@ -217,22 +241,21 @@ class ForesightHook(ModelHook):
         return View(latents, self._latents.conds(name, latents), sigma, several=len(self._parts) > 1)
 
     @outside_graphs()
-    def _seen(self, name: str, result: object, view: View, computed: list) -> Tensors:
-        """What the engine sees of a result."""
+    def _seen(self, run: Run, result: object, view: View, plain: bool) -> tuple[Result, Tensors]:
+        """The form of a result, and what the engine sees of it."""
         form = Result(result)
-        if not view.fits(form.tensors) and not self._run.stats.inactive:
-            self._run.deactivate("what the model returns does not have the form of its latents", everywhere=True)
-        seen = view.seen(form.tensors) if self._run.kind != "plain" else form.tensors
-        self._forms[name] = form.without_tensors()
-        computed[:] = [result, seen]
-        return seen
+        fits = view.fits(form.tensors)
+        if not fits and not run.stats.inactive:
+            run.deactivate("what the model returns does not have the form of its latents", everywhere=True)
+        seen = view.seen(form.tensors) if fits and not plain else form.tensors
+        return form.without_tensors(), seen
 
     @outside_graphs()
-    def _returned(self, name: str, computed: list, output: Tensors, view: View):
+    def _returned(self, form: Result, computed: list, output: Tensors, view: View):
         """The result as the pipeline gets it: the model's own where the engine has left it as it is."""
         if computed and all(a is b for a, b in zip(computed[1], output, strict=True)):
             return computed[0]
-        return self._forms[name].like(view.returned(output))
+        return form.like(view.returned(output))
 
     @outside_graphs()
     def end_run(self, broken_off: bool = False) -> None:

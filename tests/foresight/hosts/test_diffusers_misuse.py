@@ -2,6 +2,8 @@
 
 import functools
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
 import diffusers
 
-from foresight import ForecastConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.diffusers import apply_foresight
 from models.demo import codec, model
 from models.demo.pipeline import SHAPE, _locate
@@ -33,8 +35,9 @@ def pipeline(cls=diffusers.WanPipeline):
 
 
 def sample(pipe, steps=20, **more):
+    more = {"latents": seeded(1, 4, 3, 8, 8, seed=5), **more}
     return pipe(
-        latents=seeded(1, 4, 3, 8, 8, seed=5), prompt_embeds=seeded(1, 6, 16, seed=1),
+        prompt_embeds=seeded(1, 6, 16, seed=1),
         negative_prompt_embeds=seeded(1, 6, 16, seed=2), guidance_scale=4.0, output_type="latent",
         height=64, width=64, num_frames=9, num_inference_steps=steps, **more,
     ).frames  # fmt: skip
@@ -112,6 +115,58 @@ def test_a_run_that_an_error_between_calls_has_ended_is_over(steps, at):
         with pytest.raises(ValueError, match="of the user's"):
             sample(pipe, steps, callback_on_step_end=fails)
     assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
+
+
+@pytest.mark.parametrize("method", [ForecastConfig(threshold=2.0), PaperConfig(threshold=2.0)], ids=lambda c: c.name)
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "applied anew"])
+@pytest.mark.parametrize("at", [8, 9, 13, 16])
+def test_what_is_taken_off_while_the_model_computes(method, again, at):
+    """By a button, say. The call under way is finished, and the rest of the video is plain or the new one's."""
+    pipe, calls = pipeline(), []
+    handle = apply_foresight(pipe.transformer, method)
+
+    def during(module, args):
+        calls.append(1)
+        if len(calls) == at:
+            handle.remove()
+            if again:
+                apply_foresight(pipe.transformer, ForecastConfig(threshold=0.001))
+
+    plain = sample(pipeline())
+    pipe.transformer.blocks[1].register_forward_pre_hook(during)
+    ours = sample(pipe)
+    assert ((ours - plain).norm() / plain.norm()).item() < 0.06 and len(calls) >= at
+    assert handle.stats.evaluations and not handle.stats.inactive
+
+
+def test_two_threads_with_one_transformer_have_plain_videos():
+    pipes, alone, found = [pipeline(), pipeline()], [], {}
+    pipes[1].transformer = transformer = pipes[0].transformer
+    both = threading.Barrier(2)
+
+    def latents(seed):
+        return {"latents": seeded(1, 4, 3, 8, 8, seed=seed)}
+
+    def meet(pipe, step, t, given):
+        if step == 0:
+            both.wait(30)
+        return given
+
+    def job(i):
+        found[i] = sample(pipes[i], callback_on_step_end=meet, **latents(i))
+
+    alone = [sample(pipeline(), **latents(i)) for i in (0, 1)]
+    transformer.blocks[1].register_forward_pre_hook(lambda *_: time.sleep(0.02))  # so that they are there at once
+    handle = apply_foresight(transformer, CONFIG)
+    threads = [threading.Thread(target=job, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found[0], alone[0]) and torch.equal(found[1], alone[1])
+    assert not handle.stats or "two threads" in (handle.stats.inactive or "") or not handle.stats.reused
+    after = sample(pipes[0], **latents(0))  # in a thread alone it goes on as before
+    assert handle.stats.reused and ((after - alone[0]).norm() / alone[0].norm()).item() < 0.05
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["another", "overwritten"])
