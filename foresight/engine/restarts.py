@@ -1,5 +1,7 @@
 """The side of a run for hosts that can start the sampler again: what it was given, and when to start it."""
 
+from collections.abc import Callable
+
 import torch
 
 from .agreement import Agreement
@@ -22,6 +24,7 @@ class Restarts:
     evaluation: int
     _began: float | None
     _agreement: Agreement | None
+    deactivate: Callable[[str], None]
 
     @property
     def may_restart(self) -> bool:
@@ -67,4 +70,14 @@ class Restarts:
         Raises:
             Restart: the sampler should be started again, to check it.
         """
-        return None if self.stats.inactive else self._policy.answer(level, latent)
+        return None if self.stats.inactive else self._unless_out_of_memory(self._policy.answer, level, latent)
+
+    def _unless_out_of_memory(self, step: Callable, *args) -> Tensors | None:
+        """Do this; where memory runs out, all is computed from here on: the video matters more."""
+        try:
+            return step(*args)
+        except RuntimeError as error:
+            if self._agreement is not None or not is_out_of_memory(error):
+                raise  # other processes do not stop here
+            self.deactivate("out of memory while looking at the latent")
+            return None

@@ -228,7 +228,7 @@ class Run(Restarts, Holding):
         each evaluation also exchanges numbers with other processes, where these share the decisions.
         """
         if latent is not None and not self.stats.inactive:
-            self._policy.check(trajectory, latent)
+            self._unless_out_of_memory(self._policy.check, trajectory, latent)
         level = self._read(level)
         alone = self._closed or self._agreement is None
         return level if alone or not self._agreement.is_due(self.evaluation + 1) else self._agree(level)

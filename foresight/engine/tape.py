@@ -21,6 +21,9 @@ from .compiler import outside_graphs
 from .tensors import Tensors
 
 OWN_NOISE = "the sampler draws noise that no seed repeats"
+NO_NUMBERS = (
+    "the latent is not finite (NaN or infinity): the model's outputs are not, or its dtype is too narrow for it"
+)
 
 
 class Restart(BaseException):
@@ -147,7 +150,7 @@ class Tape:
         if other_level:
             del self._entries[index:]
         elif index <= self._same and other_latent:
-            self.give_up(OWN_NOISE)
+            self.give_up(OWN_NOISE if math.isfinite(squares) else NO_NUMBERS)
         else:
             self._entries[index].arrived = arrived
 

@@ -50,6 +50,18 @@ def test_the_report_equals_the_run(model, tmp_path):
     assert report["runs"] == json.loads(json.dumps(live.runs())) and report["totals"]["reuse_ratio"] == ratio
 
 
+def test_a_list_of_latents_has_one_report(model, tmp_path):
+    """ComfyUI executes the node once for each latent of a list, when all samplers have run."""
+    patched = apply_foresight(model, FAST, "7")
+    latents = [sample(patched, "p", "3") for _ in range(3)]
+    outputs = [execute(ForesightReport, patched, x, "r", prompt={"3": {}}, prompt_id="p") for x in latents]
+    assert [output.args[0] for output in outputs] == latents
+    assert len({id(output.args[1]) for output in outputs}) == 1 and outputs[0].args[2].count("run 3")
+    assert [path.name for path in (tmp_path / "output").glob("*.json")] == ["r_00001_.json"]
+    sample(patched, "p", "3")  # another run, another report
+    assert execute(ForesightReport, patched, latents[0], "r", prompt={"3": {}}, prompt_id="p").args[2].count("run 4")
+
+
 def test_the_report_file_of_a_real_run_fits_the_schema(model, tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
     schema = json.loads((Path(__file__).parents[2] / "foresight" / "report" / "schema.json").read_text())
@@ -116,6 +128,25 @@ def test_the_first_evaluation_counts_as_long_as_the_second():
     assert timer.sampling_seconds([10.0, 15.0, 17.0]) == 4  # two evaluations
     assert timer.sampling_seconds([10.0, 15.0]) == 5  # one
     assert timer.sampling_seconds([10.0, 15.0, 16.0, 26.0]) == 12
+
+
+@pytest.mark.parametrize("first", ["timer", "foresight"])
+def test_the_timer_counts_what_is_computed_whichever_node_comes_first(model, first, monkeypatch):
+    """With a clock that goes on by one in each call of the model, a run takes as many seconds as it has calls."""
+    clock = [0]
+    counting = model.model.diffusion_model.register_forward_pre_hook(lambda *_: clock.__setitem__(0, clock[0] + 1))
+    monkeypatch.setattr(timer, "_now", lambda: float(clock[0]))
+    config = ForecastConfig(threshold=8.0)
+    if first == "timer":
+        timed = apply_foresight(execute(ForesightTimer, model).args[0], config)
+    else:
+        timed = execute(ForesightTimer, apply_foresight(model, config)).args[0]
+    sample(timed, steps=20)
+    counting.remove()
+    kinds = [bool(e["reused"][0]) for e in live.runs()[-1]["evaluations"]]
+    assert any(kinds[1:3])  # of the first evaluations, one is left out
+    ((_, seconds),) = timer.seconds_on(timed)
+    assert seconds == clock[0] > 0
 
 
 def test_the_speed_up_is_the_ratio_of_two_timers_on_foresight_too(model):

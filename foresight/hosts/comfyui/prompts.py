@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from comfy_execution.graph_utils import is_link
 
+SAMPLERS = 256  # of earlier prompts, that one model remembers; a script may give each prompt node ids of its own
 OUTSIDE = 32  # runs that are kept of a model which is sampled outside a prompt, in a script
 
 T = TypeVar("T")
@@ -100,6 +101,9 @@ class Newest(Generic[T]):
         elif sampler.prompt_id is None:
             items = items[1 - OUTSIDE :]
         self._left[sampler.node_id] = sampler, [*items, item]
+        oldest = next(iter(self._left))
+        if len(self._left) > SAMPLERS and self._left[oldest][0].prompt_id != sampler.prompt_id:
+            self._left.pop(oldest)
 
     def of(self, present: Present) -> list[tuple[Running, T]]:
         """What belongs to a prompt, oldest first. All else is dropped: no later prompt could show it."""

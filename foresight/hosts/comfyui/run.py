@@ -116,7 +116,7 @@ class SamplerRun:
             self._replay.install(options)
         return options
 
-    def end(self, broken_off: bool) -> RunStats | None:
+    def end(self, broken_off: bool = False) -> RunStats | None:
         """Drop everything stored; what the run did, or None when even that can't be read (the device is in error)."""
         try:
             return self._run.close(broken_off=broken_off)

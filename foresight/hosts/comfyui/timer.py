@@ -27,7 +27,8 @@ def seconds_on(model_patcher, present: Present | None = None) -> list[tuple[Runn
     """Who ran and the seconds, of the newest runs of a timed model, oldest first; empty where it never ran.
 
     The time from the first evaluation of the model to the end of sampling. The first evaluation warms the device up
-    (kernels, memory), which would be charged to the branch that runs first, so it counts as long as the second.
+    (kernels, memory), which would be charged to the branch that runs first, so it counts as long as the second that
+    is computed.
 
     Args:
         present: Leaves out what does not belong to its prompt.
@@ -61,29 +62,45 @@ class _Timer:
         self.newest: Newest[tuple[float, int]] = Newest(node_id)  # seconds, steps
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        guider, marks = executor.class_obj, []
-
-        def predict_noise(executor, *args, **kwargs):
-            if len(marks) < 3:
-                marks.append(_now())
-            return executor(*args, **kwargs)
-
-        found = guider.model_options
-        guider.model_options = comfy.model_patcher.create_model_options_clone(found)
-        comfy.patcher_extension.add_wrapper_with_key(
-            WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True
-        )
+        guider, found, marks = executor.class_obj, executor.class_obj.model_options, _Marks()
+        guider.model_options = marks.installed(found)
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             guider.model_options = found
-        if marks:
-            self.newest.add(executing(), (sampling_seconds([*marks, _now()]), len(sigmas) - 1))
+        if marks.times:
+            self.newest.add(executing(), (sampling_seconds([*marks.times, _now()]), len(sigmas) - 1))
         return samples
 
 
+class _Marks:
+    """When the first three evaluations that call the model began; one that is left out does not, in any order."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self._began = False
+
+    def installed(self, model_options: dict) -> dict:
+        """A clone of a guider's model options that notes them."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        wrappers = (WrappersMP.PREDICT_NOISE, self._predict_noise), (WrappersMP.APPLY_MODEL, self._apply_model)
+        for kind, wrapper in wrappers:
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
+        return options
+
+    def _predict_noise(self, executor, *args, **kwargs):
+        self._began = True
+        return executor(*args, **kwargs)
+
+    def _apply_model(self, executor, *args, **kwargs):
+        if self._began and len(self.times) < 3:
+            self.times.append(_now())
+        self._began = False
+        return executor(*args, **kwargs)
+
+
 def sampling_seconds(marks: list[float]) -> float:
-    """Seconds from the beginnings of the first three evaluations, as far as there are any, and the end of sampling."""
+    """Seconds by when the first three computed evaluations began, as far as there are any, and when sampling ended."""
     if len(marks) <= 2:
         return marks[-1] - marks[0]
     return marks[-1] - marks[1] + (marks[2] - marks[1])

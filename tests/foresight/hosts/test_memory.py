@@ -12,6 +12,8 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 import comfy.model_management
 
 from foresight import ForecastConfig, PaperConfig
+from foresight.engine.moves import Track
+from foresight.engine.tape import Tape
 from foresight.hosts import blocks, comfyui
 from foresight.hosts.comfyui import apply_foresight, families, memory
 from support.comfy_models import MODELS, sample
@@ -111,6 +113,47 @@ def test_runs_leave_no_tensor_behind(models, runs, method, fails):
         for _ in range(5):
             once()
     assert all(stats.reused for stats in runs) and len(runs) == 6
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"), [(Track, "measure"), (Track, "arrive"), (Tape, "answer"), (Tape, "_answer")]
+)
+def test_a_run_that_has_no_memory_to_look_at_its_latent_goes_on(runs, monkeypatch, owner, step):
+    """Whatever is allocated for our own use may fail; the video is made all the same."""
+    model, original, calls = MODELS["wan"](), getattr(owner, step), []
+
+    def failing(*args):
+        calls.append(step)
+        if len(calls) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args)
+
+    patcher, how = (
+        apply_foresight(model.patcher, ForecastConfig(threshold=2.0)),
+        {"sampler": "res_multistep", "steps": 20},
+    )
+    plain = sample(model, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, failing)
+        ours = sample(model, patcher, **how)
+    assert len(calls) >= 6 and "out of memory" in runs[-1].inactive and runs[-1].evaluations[-1].kind == "plain"
+    assert ((ours - plain).norm() / plain.norm()).item() < 0.05
+    sample(model, patcher, **how)
+    assert runs[-1].reused and not runs[-1].inactive
+
+
+def test_outputs_that_are_no_numbers_are_called_so(runs):
+    model = MODELS["wan"]()
+    calls = []
+
+    def overflows(apply_model, args):
+        calls.append(1)
+        return apply_model(args["input"], args["timestep"], **args["c"]) * (float("nan") if len(calls) == 1 else 1.0)
+
+    patcher = model.patcher.clone()
+    patcher.set_model_unet_function_wrapper(overflows)
+    sample(model, apply_foresight(patcher, ForecastConfig(threshold=2.0)), sampler="res_multistep", steps=20)
+    assert "not finite" in runs[-1].uncorrected
 
 
 def test_weights_of_skipped_blocks_are_not_prefetched(models):

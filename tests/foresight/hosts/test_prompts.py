@@ -6,7 +6,7 @@ pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from comfy_execution.graph import DynamicPrompt
 
-from foresight.hosts.comfyui.prompts import OUTSIDE, Newest, Present, Running
+from foresight.hosts.comfyui.prompts import OUTSIDE, SAMPLERS, Newest, Present, Running
 
 MODEL = {"inputs": {}}
 NODES = {
@@ -78,6 +78,12 @@ def test_other_nodes_may_lie_between_the_model_and_its_sampler_and_links_may_go_
 def test_any_number_of_runs_of_a_prompt_is_kept():
     assert len(items(left([("p", f"20.0.0.{n}") for n in range(500)]), "p")) == 500
     assert len(items(left([("p", "3")] * 500), "p")) == 500
+
+
+def test_prompts_with_node_ids_of_their_own_do_not_add_up_for_ever():
+    """A program that makes each prompt anew, without a report node that would ask what is still of use."""
+    newest = left([(f"prompt {n}", str(n)) for n in range(2 * SAMPLERS)])
+    assert [item for _, item in newest.of(Present())] == list(range(SAMPLERS, 2 * SAMPLERS))
 
 
 def test_outside_a_prompt_the_newest_are_kept():

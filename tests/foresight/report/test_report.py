@@ -219,6 +219,12 @@ def test_a_long_reason_stays_in_the_picture(library):
     assert (short != long).any() and (short[:, -12:] == long[:, -12:]).all()
 
 
+def test_of_many_runs_the_newest_are_in_the_picture(library):
+    runs = {f"run {n}": forecast_run() for n in range(3 * plot.MOST_RUNS)}
+    few = dict(list(runs.items())[-plot.MOST_RUNS :])
+    assert plot.run_map(runs, "map").shape == plot.run_map(few, "map").shape
+
+
 def test_the_map_on_the_node_has_the_same_colours():
     style = (SCHEMA.parents[2] / "js" / "foresight.css").read_text()
     for name, colour in {"reused": plot.REUSED, "computed": plot.COMPUTED, "close": plot.CLOSE}.items():
