@@ -124,14 +124,15 @@ class ForesightHook(ModelHook):
         if self._is_of_another_run():
             self.end_run()
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
-        name, begins = self._streams.of_call(getattr(self._context, "name", None), timestep, self._rest(arguments))
+        context, rest = getattr(self._context, "name", None), self._rest(arguments)
+        name, begins = self._streams.of_call(context, timestep, rest, latents)
         if begins:
             self._asked = set()
             self._parts = names_of(self._family, arguments)
             self._begin_evaluation(self._level_of(timestep), name, latents)
         else:
             self._latents.look(name, latents)
-        self._asked.add(getattr(self._context, "name", None))
+        self._asked.add(context)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         shapes = tuple((x.shape, x.dtype, x.device) for x in tensors)
         return name, (shapes, self._streams.breaks(name), self._latents.conds(name, latents)), latents

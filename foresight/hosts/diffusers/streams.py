@@ -1,7 +1,7 @@
 """Which evaluation a call belongs to, and which of its streams the call is."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -14,7 +14,8 @@ class Streams:
     or when one that was absent (guidance for a part of the run) comes at another noise level. Where a pipeline says
     nothing, what is given beside the latent tells the conds apart: a call for what an earlier one was for (the same
     text) is the same stream, any other is named by its place in the evaluation. The evaluation is over when a stream
-    comes a second time, or when the noise level changes.
+    comes a second time, or when the noise level changes. But a second time with the very latent that the evaluation
+    began with is a stream of its own: guidance asks for the cond again, with some of the model's layers changed (SLG).
     """
 
     def __init__(self):
@@ -25,31 +26,40 @@ class Streams:
         self._last: dict[str, int] = {}  # the newest evaluation of each stream
         self._breaks: dict[str, int] = {}
         self._given: dict[str, _Given] = {}
+        self._latents: list = []  # with which the evaluation began
 
-    def of_call(self, context: str | None, timestep: torch.Tensor | None, given: Mapping) -> tuple[str, bool]:
+    def of_call(
+        self, context: str | None, timestep: torch.Tensor | None, given: Mapping, latents: Sequence[torch.Tensor] = ()
+    ) -> tuple[str, bool]:
         """The stream of a call, and whether an evaluation begins with it.
 
         Args:
             context: Name of the cache context, None where there is none.
             timestep: Argument that says the noise level.
             given: All other arguments but the latents.
+            latents: These.
         """
         level = timestep.detach().max() if isinstance(timestep, torch.Tensor) else timestep
-        name, same_time = context, True
+        name, same_time, asked = context, True, tree_leaves(dict(given))
         if context is None:
-            name, same_time = self._find(level, tree_leaves(dict(given)))
+            name, same_time = self._find(level, asked)
         elif self._last.get(name, -1) < self._evaluation - 1:
             (same_time,) = _all_equal([([level], self._timestep)])
+        if name in self._names and same_time and latents and all(_all_equal([(latents, self._latents)])):
+            if context is None:
+                name, _ = self._find(level, asked, but=self._names)
+            else:
+                name = next(f"{name} {n}" for n in range(2, 99) if f"{name} {n}" not in self._names)
         begins = not self._names or not same_time or name in self._names
         if begins:
-            self._names, self._evaluation = set(), self._evaluation + 1
+            self._names, self._evaluation, self._latents = set(), self._evaluation + 1, _noted(latents)
         name = name or self._free_name()
         self._names.add(name)
         if context is None:
-            self._asked[name] = _noted(tree_leaves(dict(given)))
+            self._asked[name] = _noted(asked)
         self._timestep = _noted([level])
         was_away = self._last.get(name, self._evaluation) < self._evaluation - 1
-        changed = self._given.setdefault(name, _Given()).changes(tree_leaves(dict(given)))
+        changed = self._given.setdefault(name, _Given()).changes(asked)
         self._breaks[name] = self._breaks.get(name, 0) + (was_away or changed)
         self._last[name] = self._evaluation
         return name, begins
@@ -61,11 +71,14 @@ class Streams:
         """
         return self._breaks[name]
 
-    def _find(self, level: torch.Tensor | float | None, asked: list) -> tuple[str | None, bool]:
+    def _find(
+        self, level: torch.Tensor | float | None, asked: list, but: Container[str] = ()
+    ) -> tuple[str | None, bool]:
         """The known stream that is for the same, if any, and whether the noise level is still that of the last call."""
-        groups = [([level], self._timestep), *((asked, noted) for noted in self._asked.values())]
+        known = [name for name in self._asked if name not in but]
+        groups = [([level], self._timestep), *((asked, self._asked[name]) for name in known)]
         same_time, *same = _all_equal(groups)
-        return next((name for name, found in zip(self._asked, same, strict=True) if found), None), same_time
+        return next((name for name, found in zip(known, same, strict=True) if found), None), same_time
 
     def _free_name(self) -> str:
         places = map(str, range(len(self._names), 2 * len(self._names) + 1))

@@ -193,6 +193,22 @@ def test_a_stream_that_was_away_starts_anew():
     assert streams.breaks("cond") == 0 and streams.breaks("uncond") == 1
 
 
+@pytest.mark.parametrize("contexts", [["c", "u", "c"], [None, None, None]], ids=["contexts", "none"])
+def test_a_cond_that_is_asked_for_again_with_the_same_latent_is_a_stream_of_its_own(contexts):
+    """Skip layer guidance, for a part of the run; and Heun's second evaluation, whose latent is another, is none."""
+    cond, uncond = seeded(1, 4, 8, seed=1), seeded(1, 4, 8, seed=2)
+    streams, found = Streams(), []
+    for t in (9.0, 8.0, 7.0):
+        x = seeded(1, 2, 4, 4, seed=int(t))
+        calls = list(zip(contexts, (cond, uncond, cond), strict=True))[: 3 if t > 7 else 2]
+        found.append([streams.of_call(c, torch.tensor([t]), {"text": text}, [x]) for c, text in calls])
+    assert [[begins for _, begins in calls] for calls in found] == [[True, False, False]] * 2 + [[True, False]]
+    names = [[name for name, _ in calls] for calls in found]
+    assert names[0] == names[1] and len(set(names[0])) == 3 and names[2] == names[0][:2]
+    again = [streams.of_call(contexts[0], torch.tensor([6.0]), {"text": cond}, [seeded(1, 2, seed=s)]) for s in (1, 2)]
+    assert again == [(names[0][0], True)] * 2
+
+
 @pytest.mark.parametrize("context", ["cond", None])
 def test_what_stays_the_same_and_then_does_not_is_a_break(context):
     """A pipeline's prompt is one tensor for all steps; what a ControlNet gives is another in each of them."""
