@@ -61,9 +61,10 @@ def table(results: dict) -> str:
     host = f"torch {where['torch']}, ComfyUI {where['comfyui']} with DynamicVRAM"
     counts = [row["plans"][str(steps)] for row in results["models"].values()]
     note = (
-        f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, for which the plan of threshold "
-        f"{results['threshold']:g} is followed as it was then: {min(counts)} to {max(counts)} of {steps} steps "
-        f"computed ({planned(steps)} now). A real video that changes more than expected computes more."
+        f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, whose errors say nothing, so "
+        f"that the plan of threshold {results['threshold']:g} was prescribed: {min(counts)} to {max(counts)} of "
+        f"{steps} steps computed (today's has {planned(steps)}). A real video that changes more than expected "
+        "computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

@@ -11,8 +11,8 @@ from .common import CATEGORY
 _WIDGETS = [  # saved workflows store widgets by position: only ever append
     (io.Float, "threshold", False,
      "Speed against quality: higher is faster and drifts more. 0.3 for a final video, 0.5 to begin with, 1 for "
-     "looking around, 2 for drafts, up to 8 for rough ones. forecast: how much error a computed evaluation has to "
-     "save. 0 = off, the exact plain result."),
+     "looking around, 2 for drafts, up to 8 for rough ones. forecast: how large an error may be before a step is "
+     "computed. 0 = off, the exact plain result."),
     (io.Int, "warmup_steps", False,
      "Steps at the beginning that are computed in full. 0 = automatic: with forecast the plan decides, and the first "
      f"step is always computed; with paper {AUTO_WARMUP:.0%} of the run, at least {AUTO_WARMUP_MIN}."),
@@ -30,7 +30,7 @@ _WIDGETS = [  # saved workflows store widgets by position: only ever append
      "enough it is computed in full and says so. 0 = what the first evaluation leaves free."),
     (io.Boolean, "validate", True,
      "To see how good Foresight is on your model: what is left out is computed as well, for the report alone, which "
-     "says how far off it was. The result is the same as without, the run takes its plain time."),
+     "says how far off it was. The result is the same as without, the run takes its plain time or a little more."),
 ]  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_the_method_of_the_page_repeats_no_output_of_another_shape_or_cond(metho
     [
         ({"threshold": 0}, "threshold is 0"),
         ({"reuse_interval": 1}, "reuse_interval is 1"),
-        ({"warmup_steps": 8}, "at most 0 of 8 steps can be reused: 8 are warmup, and the rest is computed in full"),
+        ({"warmup_steps": 8}, "at most 0 of 8 steps can be reused: all of them are warmup"),
     ],
 )
 def test_the_method_of_the_page_can_be_off(method, settings, reason):

@@ -77,10 +77,8 @@ class Forecast(Policy):
         self._most_in_a_row = self.config.reuse_interval - 1 if self.config.reuse_interval else math.inf
         self._planner: Planner | None = None  # until `outlook`
         self._trajectories: dict[Hashable, Trajectory] = {None: Trajectory()}
-        self._now = self._trajectories[None]
-        self._latent: Tensors = ()
-        together, parts = self.resources.together, self.resources.parts
-        self._evidence = Evidence(self._blend, together, parts, sampler.most_taken)
+        self._now, self._latent = self._trajectories[None], ()
+        self._evidence = Evidence(self._blend, self.resources.together, self.resources.parts, sampler.most_taken)
         self._place: Place | None = None
         self._computes, self._pays, self._mends = True, False, False
 
@@ -90,7 +88,10 @@ class Forecast(Policy):
     def rest(self) -> str:
         if not self._mu:
             return "nothing is forecast for this sampler"
-        return f"the plan computes the rest at threshold {self.config.threshold:g}; a higher one leaves out more"
+        most, gamma = self.config.limits("threshold")["max"], self.config.threshold
+        return (
+            f"at threshold {gamma:g} the plan computes the rest{'; a higher one may leave out more' * (gamma < most)}"
+        )
 
     def outlook(self, places: Sequence[Place]) -> None:
         self._places, self._N, steps = places, whole_steps(places), len(places) - 1

@@ -45,7 +45,7 @@ class Resources:
         room: Whether that many bytes beside `Policy.need` may wait somewhere, and where (None: the model's device).
         compute_instead: Says that an evaluation that `Policy.decide` would leave out is computed after all.
         blend: Where the outputs are conds, what finds out how much of each the sampler takes.
-        tape: Where the host can start the sampler again, and corrections need it.
+        tape: Where the host can start the sampler again; it may be there to take back alone (`Tape.corrects`).
         whole: Steps of all stages of the video together, where another run is known to go on from the noisy end of this
             one; else None.
         guided: The sampler is given a blend of several conds, as far as the host knows.

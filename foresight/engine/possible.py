@@ -18,8 +18,19 @@ def why_nothing(policy: Policy, schedule: Schedule) -> str | None:
     if schedule.rises:
         return "noise levels rise in this run (unsampling or a restart)"
     if reason is None and most_reuse(policy, schedule) == 0:
-        reason = f"at most 0 of {steps} steps can be reused: {warmup} are warmup, and {policy.rest}"
+        computed = {place.phase for place in schedule.outlook()[:-1]}
+        if warmup is not None and warmup >= steps:
+            why = "all of them are warmup"
+        elif computed <= {"warmup", "before", "after"}:
+            why = f"{_are(warmup)} warmup, and start_percent and end_percent leave out the rest"
+        else:
+            why = f"{_are(warmup)} warmup, and {policy.rest}"
+        reason = f"at most 0 of {steps} steps can be reused: {why}"
     return reason
+
+
+def _are(count: int | None) -> str:
+    return f"{count} is" if count == 1 else f"{count} are"
 
 
 def decide(policy: Policy, schedule: Schedule, row: Evaluation) -> Decision:

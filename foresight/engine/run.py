@@ -39,7 +39,7 @@ class Run(Restarts, Holding):
         inactive: Why the host knows that the method must not be used in this run, or None.
         region, noise, first_step, over: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
-        tape: For a host that can start the sampler again, where that does not take Euler's steps.
+        tape: For a host that can start the sampler again.
         worst: Where other processes share the decisions of this run, what exchanges numbers with them.
         parts: Names of the parts of a latent that has several, in their order.
         guided, whole: See `Resources`.

@@ -16,7 +16,7 @@ Kind = Literal["warmup", "outside", "full", "reuse", "plain"]
 
 
 def format_seconds(seconds: float | None) -> str:
-    """A time for people, with three figures or more and no exponent."""
+    """A time for people, in three figures at the most below 100 s and without an exponent."""
     if seconds is None:
         return "?"
     if seconds < 1e-3:

@@ -211,10 +211,10 @@ class SamplerRun:
         """Family and blocks of a model, looked up once a run; (None, []) for one that is not supported."""
         if model not in self._stacks:
             try:
-                family = family_of(model, FAMILIES)
+                family = family_of(model, FAMILIES, advice="There is nothing to do.")
                 self._stacks[model] = family, family.stack(model)
             except UnsupportedModel as error:  # a guider's second model, say: its calls stay plain
-                log.info("Foresight inactive on a second model: %s", error)
+                log.info("Foresight leaves the guider's second model as it is: %s", error)
                 self._stacks[model] = None, []
         return self._stacks[model]
 

@@ -297,9 +297,23 @@ def test_outside_the_chosen_part_of_sampling_everything_is_computed(monkeypatch)
 def test_a_run_whose_plan_leaves_nothing_out_says_so_and_what_to_do():
     assert Run(ForecastConfig(), steps=20).stats.inactive is None
     assert Run(ForecastConfig(), steps=4).stats.inactive == (
-        "at most 0 of 4 steps can be reused: 1 are warmup, and the plan computes the rest at threshold 0.5; a higher "
-        "one leaves out more"
+        "at most 0 of 4 steps can be reused: 1 is warmup, and at threshold 0.5 the plan computes the rest; a higher "
+        "one may leave out more"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "why"),
+    [
+        ({"threshold": 32.0}, 2, "1 is warmup, and at threshold 32 the plan computes the rest"),
+        ({"threshold": 32.0, "warmup_steps": 100}, 20, "all of them are warmup"),
+        ({"start_percent": 0.99}, 20, "1 is warmup, and start_percent and end_percent leave out the rest"),
+        ({"end_percent": 0.01}, 20, "1 is warmup, and start_percent and end_percent leave out the rest"),
+    ],
+)
+def test_a_run_in_which_no_threshold_helps_does_not_ask_for_a_higher_one(settings, steps, why):
+    run = Run(ForecastConfig(**settings), schedule=[1 - i / steps for i in range(steps + 1)])
+    assert run.stats.inactive == f"at most 0 of {steps} steps can be reused: {why}"
 
 
 def test_it_can_wait_elsewhere():

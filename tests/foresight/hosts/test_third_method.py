@@ -103,14 +103,14 @@ def test_its_map_and_report_are_those_of_the_others(wan, runs):
     stats, _ = sampled(wan, runs, StaticConfig())
     record = stats.to_dict()
     assert [column.left_out for column in strip.columns(record)] == [kind == "reuse" for kind in PATTERN]
-    assert "static, W 1, gamma 0.5" in figures.table({"run": record})
+    assert "static, threshold 0.5, warmup 1" in figures.table({"run": record})
 
 
 def test_its_budget_and_its_limits_are_those_of_the_others(wan, runs, monkeypatch):
     from foresight.hosts.comfyui import memory
 
     stats, _ = sampled(wan, runs, StaticConfig(threshold=0.5, warmup_steps=9))
-    assert stats.inactive.startswith("at most 0 of 9 steps can be reused: 9 are warmup")
+    assert stats.inactive.startswith("at most 0 of 9 steps can be reused: all of them are warmup")
     monkeypatch.setattr(memory, "budget", lambda *_: (10, 10))
     stats, _ = sampled(wan, runs, StaticConfig(cache_device="gpu"))
     assert stats.inactive.startswith("the repeated outputs need") and stats.reused == 0
