@@ -119,9 +119,11 @@ def test_a_worker_without_the_pack_says_where_it_looked(monkeypatch):
     with pytest.raises(ImportError, match="does not find Foresight in /nowhere: on each machine, install the pack"):
         in_worker.reach("/nowhere")
     monkeypatch.undo()
-    before = list(sys.path)
-    in_worker.reach(workers.FOLDER)
-    assert sys.path[-1] == workers.FOLDER or sys.path == before
+    others = [path for path in sys.path if path != workers.FOLDER]
+    monkeypatch.setattr(sys, "path", list(others))
+    for _ in range(2):  # once is enough
+        in_worker.reach(workers.FOLDER)
+        assert sys.path == [*others, workers.FOLDER]
 
 
 # ---- Ray's own actors
