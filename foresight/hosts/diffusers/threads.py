@@ -4,24 +4,29 @@ import threading
 
 from ...engine.compiler import outside_graphs
 
+ALONE = 8  # calls in a row with nobody else inside, after which a transformer is one thread's again
+
 
 class Threads:
     """The threads that are inside of a transformer's forward now.
 
     Attributes:
-        crowded: Since the last run began, two were there at once.
+        crowded: Two were there at once, since the last run began and in one of the last calls.
         owner: The thread that the run under way belongs to.
     """
 
     def __init__(self):
         self.crowded, self.owner = False, 0
         self._inside: list[int] = []
+        self._alone = 0
 
     @outside_graphs()
     def enter(self) -> None:
         """This thread comes in."""
         me = threading.get_ident()
-        self.crowded |= any(other != me for other in tuple(self._inside))
+        others = any(other != me for other in tuple(self._inside))
+        self._alone = 0 if others else self._alone + 1
+        self.crowded = others or self.crowded and self._alone < ALONE
         self._inside.append(me)
 
     @outside_graphs()

@@ -14,6 +14,7 @@ import diffusers
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.diffusers import apply_foresight
+from foresight.hosts.diffusers.threads import ALONE, Threads
 from models.demo import codec, model
 from models.demo.pipeline import SHAPE, _locate
 from models.demo.prompt import embed
@@ -167,6 +168,24 @@ def test_two_threads_with_one_transformer_have_plain_videos():
     assert not handle.stats or "two threads" in (handle.stats.inactive or "") or not handle.stats.reused
     after = sample(pipes[0], **latents(0))  # in a thread alone it goes on as before
     assert handle.stats.reused and ((after - alone[0]).norm() / alone[0].norm()).item() < 0.05
+
+
+def test_a_crowd_is_over_when_one_thread_has_been_alone_for_a_while():
+    """A UNet does not say when a run ends, which would end it too."""
+    threads = Threads()
+    other = threading.Thread(target=threads.enter)
+    other.start()
+    other.join()
+    threads.enter()
+    assert threads.crowded
+    threads.leave()
+    threads._inside.clear()  # the other is out
+    seen = []
+    for _ in range(ALONE):
+        threads.enter()
+        threads.leave()
+        seen.append(threads.crowded)
+    assert seen == [True] * (ALONE - 1) + [False]
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["another", "overwritten"])
