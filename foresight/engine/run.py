@@ -135,7 +135,7 @@ class Run(Restarts, Holding):
             device: Where the output belongs.
             unit: From an output to tensors whose rms its errors are measured in.
         """
-        counted = Counted(compute, self.stats.evaluations[-1], self._by_block)
+        counted = Counted(compute, self.stats, self._by_block)
         if self.kind == "plain":
             return counted()
         try:
@@ -207,11 +207,11 @@ class Run(Restarts, Holding):
             broken_off: An interrupt or an error ends it. An evaluation that it has ended in the middle is none.
         """
         if not self._closed:
-            if broken_off:
-                self.stats.note_broken_off()
             self._began = self._began if timed else None
             self._closed = True
             self.read_back(None)
+            if broken_off:
+                self.stats.note_broken_off()
             self.kind = "plain"
             if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
                 self.stats.inactive = _NEVER_TWICE

@@ -112,6 +112,7 @@ class RunStats:
         outlook: By the plan before the run, every step: its `level`, its `share` of the way, and whether it `computes`;
             None where there was none.
         broken_off: An interrupt or an error has ended it before its end.
+        cut: An error has come out of the model, so that the newest evaluation is none. Not in the JSON.
     """
 
     config: Config
@@ -128,6 +129,7 @@ class RunStats:
     outlook: list[dict] | None = None
     parts: Sequence[str] = ()
     broken_off: bool = False
+    cut: bool = False
 
     def note_plan(self, computes: Sequence[int], places: Sequence[Place]) -> None:
         """Note the steps that are to be computed, and where every step stands (the end of the run is one more)."""
@@ -139,7 +141,7 @@ class RunStats:
     def note_broken_off(self) -> None:
         """Note that the run ends here; an evaluation that nothing came of is not counted."""
         self.broken_off = True
-        if self.evaluations and not (self.evaluations[-1].computed or self.evaluations[-1].reused):
+        if self.evaluations and (self.cut or not (self.evaluations[-1].computed or self.evaluations[-1].reused)):
             self.evaluations.pop()
 
     def take_back(self, count: int) -> None:

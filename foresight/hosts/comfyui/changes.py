@@ -77,7 +77,9 @@ def _bounds(name: str) -> bool:
 
 
 def _is_end(name: str) -> bool:
-    return "end" in name or bool(set(name.split("_")) & _ENDS)
+    """A run goes down its levels and up its percents."""
+    ends = _BEGINS - {"from"} | {"to"} if "percent" in name else _ENDS
+    return "end" in name or bool(set(name.split("_")) & ends)
 
 
 def _functions(options: object, but: str) -> Iterator[Callable]:

@@ -1,5 +1,6 @@
 """Measured seconds and steps of a model's sampler runs in ComfyUI, with or without Foresight on it."""
 
+import threading
 import time
 
 import comfy.model_management
@@ -79,6 +80,7 @@ class _Marks:
     def __init__(self):
         self.times: list[float] = []
         self._began = False
+        self._lock = threading.Lock()
 
     def installed(self, model_options: dict) -> dict:
         """A clone of a guider's model options that notes them."""
@@ -93,9 +95,10 @@ class _Marks:
         return executor(*args, **kwargs)
 
     def _apply_model(self, executor, *args, **kwargs):
-        if self._began and len(self.times) < 3:
-            self.times.append(_now())
-        self._began = False
+        with self._lock:  # several GPUs have a thread each
+            if self._began and len(self.times) < 3:
+                self.times.append(_now())
+            self._began = False
         return executor(*args, **kwargs)
 
 

@@ -60,7 +60,7 @@ class ForesightHook(ModelHook):
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
         self._forms: dict[str, Result] = {}  # by stream
-        self._threads.begin_run()
+        self._threads.end_run()
 
     @property
     def stats(self) -> RunStats | None:
@@ -189,6 +189,7 @@ class ForesightHook(ModelHook):
         return self._top - level
 
     def _new_run(self, level: float | None) -> Run:
+        self._threads.begin_run()
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
         offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)

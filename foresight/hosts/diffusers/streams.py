@@ -6,6 +6,8 @@ from collections.abc import Container, Mapping, Sequence
 import torch
 from torch.utils._pytree import tree_leaves
 
+MOST_STREAMS = 8  # of an evaluation, where one is asked for again; a loop that measures calls it with the same for ever
+
 
 class Streams:
     """Tells the calls of an evaluation apart.
@@ -45,11 +47,8 @@ class Streams:
             name, same_time = self._find(level, asked)
         elif self._last.get(name, -1) < self._evaluation - 1:
             (same_time,) = _all_equal([([level], self._timestep)])
-        if name in self._names and same_time and latents and all(_all_equal([(latents, self._latents)])):
-            if context is None:
-                name, _ = self._find(level, asked, but=self._names)
-            else:
-                name = next(f"{name} {n}" for n in range(2, 99) if f"{name} {n}" not in self._names)
+        if name in self._names and len(self._names) < MOST_STREAMS and same_time and self._asks_again(context, latents):
+            name, same_time = self._find(level, asked, but=self._names) if context is None else self._again(name, level)
         begins = not self._names or not same_time or name in self._names
         if begins:
             self._names, self._evaluation, self._latents = set(), self._evaluation + 1, _noted(latents)
@@ -79,6 +78,19 @@ class Streams:
         groups = [([level], self._timestep), *((asked, self._asked[name]) for name in known)]
         same_time, *same = _all_equal(groups)
         return next((name for name, found in zip(known, same, strict=True) if found), None), same_time
+
+    def _asks_again(self, context: str | None, latents: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the latents with which the evaluation began; with contexts no device is read for it."""
+        if context is None:
+            return bool(latents) and all(_all_equal([(latents, self._latents)]))
+        pairs = zip(latents, self._latents, strict=False)
+        return 0 < len(latents) == len(self._latents) and all(_is_still(x, noted) is True for x, noted in pairs)
+
+    def _again(self, name: str, level: torch.Tensor | float | None) -> tuple[str, bool]:
+        """A name for one more call of a context, and whether the noise level is still that of the last call."""
+        free = next(f"{name} {n}" for n in range(2, MOST_STREAMS + 2) if f"{name} {n}" not in self._names)
+        (same_time,) = _all_equal([([level], self._timestep)])
+        return (free if same_time else name), same_time
 
     def _free_name(self) -> str:
         places = map(str, range(len(self._names), 2 * len(self._names) + 1))

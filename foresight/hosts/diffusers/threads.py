@@ -24,19 +24,25 @@ class Threads:
     def enter(self) -> None:
         """This thread comes in."""
         me = threading.get_ident()
-        others = any(other != me for other in tuple(self._inside))
-        self._alone = 0 if others else self._alone + 1
-        self.crowded = others or self.crowded and self._alone < ALONE
-        self._inside.append(me)
+        self._inside.append(me)  # first: of two that come at once, one at least sees the other
+        if any(other != me for other in tuple(self._inside)):
+            self._alone, self.crowded = 0, True
+        else:
+            self._alone += 1
+            self.crowded &= self._alone < ALONE
 
     @outside_graphs()
     def leave(self) -> None:
         """It is out again."""
         self._inside.remove(threading.get_ident())
 
+    def end_run(self) -> None:
+        """A run is over; who comes next is not in a crowd until another comes too."""
+        self.crowded = False
+
     def begin_run(self) -> None:
         """A run of this thread begins."""
-        self.crowded, self.owner = False, threading.get_ident()
+        self.owner = threading.get_ident()
 
     @property
     def mine(self) -> bool:

@@ -184,6 +184,16 @@ def test_a_guider_s_own_percents_are_shares_of_the_steps():
     assert changes == [6, 13]  # works in steps 6 to 12
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [("sigma_lo", True), ("sigma_hi", False), ("max_percent", True), ("min_percent", False), ("sigma_to", True)],
+)
+def test_a_run_goes_down_its_levels_and_up_its_percents(name, ends):
+    holder = functools.partial(lambda args, **bounds: args, **{name: 0.5})
+    assert sides(edges(), 0.6, patches={"attn1_patch": [holder]})[1] == ((0.5, True),)
+    assert sides(edges(), 0.5, patches={"attn1_patch": [holder]})[1] == ((0.5, ends),)
+
+
 def edges(levels=(1.0, 0.5, 0.0)):
     return Edges(lambda percent: 1 - percent, levels, but="ours")
 
