@@ -47,7 +47,8 @@ class Streams:
             name, same_time = self._find(level, asked)
         elif self._last.get(name, -1) < self._evaluation - 1:
             (same_time,) = _all_equal([([level], self._timestep)])
-        if name in self._names and len(self._names) < MOST_STREAMS and same_time and self._asks_again(context, latents):
+        others = 1 < len(self._names) < MOST_STREAMS  # else it is a loop of one cond whose latent stands still
+        if name in self._names and others and same_time and self._asks_again(context, latents):
             name, same_time = self._find(level, asked, but=self._names) if context is None else self._again(name, level)
         begins = not self._names or not same_time or name in self._names
         if begins:
