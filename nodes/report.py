@@ -73,9 +73,7 @@ class ForesightReport(io.ComfyNode):
         runs = newest_run_in(model) if ray else runs_on(model, present)
         named, sums = named_runs(runs, present), figures.totals(runs)
         key = present.prompt_id, filename_prefix, *((name, run.get("run")) for name, run in named.items())
-        if (
-            key not in _drawn or present.prompt_id is None
-        ):  # else the next latent of a list, with the same runs behind it
+        if key not in _drawn or present.prompt_id is None:
             _drawn.clear()
             _drawn[key] = draw(named, filename_prefix)
         text, map_image, message = _drawn[key]
@@ -92,7 +90,8 @@ class ForesightReport(io.ComfyNode):
         )
 
 
-_drawn: dict[tuple, tuple[str, torch.Tensor, str]] = {}  # the newest, see `draw`
+# the newest of `draw`: the node is executed for each latent of a list, with the same runs behind all of them
+_drawn: dict[tuple, tuple[str, torch.Tensor, str]] = {}
 
 
 def draw(named: dict[str, dict], filename_prefix: str) -> tuple[str, torch.Tensor, str]:

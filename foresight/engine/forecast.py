@@ -88,10 +88,9 @@ class Forecast(Policy):
     def rest(self) -> str:
         if not self._mu:
             return "nothing is forecast for this sampler"
-        most, gamma = self.config.limits("threshold")["max"], self.config.threshold
-        return (
-            f"at threshold {gamma:g} the plan computes the rest{'; a higher one may leave out more' * (gamma < most)}"
-        )
+        why = f"at threshold {self.config.threshold:g} the plan computes the rest"
+        is_highest = self.config.threshold == self.config.limits("threshold")["max"]
+        return why if is_highest else f"{why}; a higher one may leave out more"
 
     def outlook(self, places: Sequence[Place]) -> None:
         self._places, self._N, steps = places, whole_steps(places), len(places) - 1

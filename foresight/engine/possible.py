@@ -18,10 +18,9 @@ def why_nothing(policy: Policy, schedule: Schedule) -> str | None:
     if schedule.rises:
         return "noise levels rise in this run (unsampling or a restart)"
     if reason is None and most_reuse(policy, schedule) == 0:
-        computed = {place.phase for place in schedule.outlook()[:-1]}
         if warmup is not None and warmup >= steps:
             why = "all of them are warmup"
-        elif computed <= {"warmup", "before", "after"}:
+        elif not any(place.may_reuse for place in schedule.outlook()[:-1]):
             why = f"{_are(warmup)} warmup, and start_percent and end_percent leave out the rest"
         else:
             why = f"{_are(warmup)} warmup, and {policy.rest}"

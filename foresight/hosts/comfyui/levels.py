@@ -25,7 +25,7 @@ class Noise:
 
     def __init__(self, model_sampling: object):
         self._flow = isinstance(model_sampling, comfy.model_sampling.CONST)
-        scale = float(getattr(model_sampling, "noise_scale" if self._flow else "sigma_data", 1.0))
+        scale = float(getattr(model_sampling, "noise_scale" if self._flow else "sigma_data", None) or 1.0)
         self._per_sigma = scale if self._flow else 1.0 / scale
 
     def share(self, sigma: float) -> float:

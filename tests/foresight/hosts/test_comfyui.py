@@ -183,8 +183,10 @@ class Stop(BaseException):
     """Like ComfyUI's InterruptProcessingException, not an Exception."""
 
 
-@pytest.mark.parametrize("error", [RuntimeError, Stop, comfy.model_management.InterruptProcessingException])
-@pytest.mark.parametrize("at", [1, 8])
+@pytest.mark.parametrize(
+    ("error", "at"),
+    [(RuntimeError, 1), (RuntimeError, 8), (Stop, 8), (comfy.model_management.InterruptProcessingException, 8)],
+)
 @pytest.mark.parametrize("where", ["block", "callback"])
 def test_an_interrupted_run_leaves_nothing_behind(model, error, where, at, runs, caplog):
     plain, reused = sample(model), sample(model, patched(model, MUCH))
