@@ -63,8 +63,8 @@ def table(results: dict) -> str:
     note = (
         f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, whose errors say nothing, so "
         f"that the plan of threshold {results['threshold']:g} was prescribed: {min(counts)} to {max(counts)} of "
-        f"{steps} steps computed (today's has {planned(steps)}). A real video that changes more than expected "
-        "computes more."
+        f"{steps} steps computed (today's has {planned(steps)} at shift {SHIFT:g}). A real video that changes more "
+        "than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 
