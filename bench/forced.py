@@ -43,6 +43,10 @@ def forced_prefix(depths: Sequence[int], **settings) -> Config:
     class ForcedPrefix(ReusedPrefix):
         """Reuses what it is told to."""
 
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.has_measured = True
+
         def plan(self, keys, blocks, batch_dim, signature, layout):
             plan = super().plan(keys, blocks, batch_dim, signature, layout)
             if plan is None or plan.limit is None:
@@ -50,9 +54,6 @@ def forced_prefix(depths: Sequence[int], **settings) -> Config:
             depth = [*depths, -1][self._evaluation + 1]
             qualifies = torch.arange(blocks, device=plan.limit.device) <= depth
             return replace(plan, limit=torch.where(qualifies, torch.inf, torch.nan).to(plan.limit))
-
-        def has_measured(self) -> bool:
-            return True
 
     return settings_of(ForcedPrefix, PaperConfig)(threshold=1.0, **settings)
 

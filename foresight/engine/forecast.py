@@ -80,7 +80,7 @@ class Forecast(Policy):
         self._now, self._latent = self._trajectories[None], ()
         self._evidence = Evidence(self._blend, self.resources.together, self.resources.parts, sampler.most_taken)
         self._place: Place | None = None
-        self._computes, self._pays, self._mends = True, False, False
+        self._computes, self._pays, self._mends, self.has_measured = True, False, False, False
 
     # ---- the plan
 
@@ -204,6 +204,7 @@ class Forecast(Policy):
         now, waits_on = self._now, self.resources.offload.device
         history = now.histories.get(key)
         known = history is not None and history.signature == signature
+        self.has_measured |= known
         if known and (history.ready or history.may_hold) and not self._computes:
             given = history.forecast(self._place, device)
             self._note(given, None, own=False)

@@ -96,6 +96,7 @@ class Policy:
     replays = False  # whether it asks the host to start the sampler again
     together = False  # whether processes among which a model is spread can decide alike, see `opinion`
     rest = "the rest is computed in full"  # why most_reuse may be 0, behind "3 are warmup, and "
+    has_measured = True  # whether anything could be compared; the record says if nothing could be
 
     def __init__(self, config: Config, steps: int | None, resources: Resources):
         self.config, self.steps, self.resources = config, steps, resources
@@ -189,10 +190,6 @@ class Policy:
 
         It may be called without any, and before the first evaluation, when `evaluation` is None.
         """
-
-    def has_measured(self) -> bool:
-        """Whether anything was measured; False makes the record say that no part was computed twice in a row."""
-        return True
 
     def planned_bytes(self, latent: tuple[int, ...], hidden: tuple, blocks: int, streams: int) -> int:
         """About what a run will hold on the model's device, for hosts that plan before they load a model.

@@ -22,7 +22,8 @@ from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
 from .validate import Validation
 
-_NEVER_TWICE = "no part of the video was computed in two evaluations in a row (moving context windows, or two latents?)"
+_APART = "no part of the video came twice in a row (moving context windows, two latents, a hook that always changes?)"
+_FEW = 3  # evaluations; of fewer that means nothing
 
 
 class Run(Restarts, Holding):
@@ -213,8 +214,9 @@ class Run(Restarts, Holding):
             if broken_off:
                 self.stats.note_broken_off()
             self.kind = "plain"
-            if not self.stats.inactive and self._schedule.is_warm and not self._policy.has_measured():
-                self.stats.inactive = _NEVER_TWICE
+            few = not self._schedule.is_warm or len(self.stats.evaluations) < _FEW
+            if not (self.stats.inactive or self._policy.has_measured or few):
+                self.stats.inactive = _APART
             self._policy.drop()
         return self.stats
 

@@ -14,6 +14,7 @@ AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
 AUTO_WARMUP_MIN = 3  # lambda needs two changes, and one is too noisy
 MOST_STEPS = 1000  # of a whole run; no schedule has more
+ROUNDING = 1e-6  # of the levels, which are fp32, so that a percent that lies on a step lies on it whatever the shift
 NOISIEST, CLEAREST = -5.0, 5.0  # lambda of a latent, which is never noise or signal alone
 TYPICAL = 30  # steps of a run, where nobody says how many there are
 TYPICAL_SHIFT = 5.0  # of its noise levels, where nobody tells them
@@ -212,7 +213,8 @@ class Schedule:
 
     def _part(self, level: float | None, step: int | None = None) -> Phase:
         if self._region is not None and level is not None:
-            before, after = level > self._region[0], level <= self._region[1]
+            start, end = (bound * (1 + ROUNDING) for bound in self._region)
+            before, after = level > start, level <= end
         else:
             step = self._step(level) if step is None else step
             percent = self._passed(level) if self.steps is None else step / self.steps

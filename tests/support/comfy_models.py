@@ -79,6 +79,7 @@ def sample(
     tokens=(6, 6),
     seed=0,
     positive=None,
+    negative=None,
     latent=None,
     **options,
 ) -> torch.Tensor:
@@ -93,7 +94,7 @@ def sample(
             sampler,
             scheduler,
             positive or model.text(1, tokens[0]),
-            model.text(2, tokens[1]),
+            negative or model.text(2, tokens[1]),
             latent,
             seed=seed,
             disable_pbar=True,

@@ -63,7 +63,7 @@ class ReusedPrefix(Policy):
         self._evaluation = -1
         self._since_warmup: int | None = None
         self._reuses = False
-        self._has_measured = False
+        self.has_measured = False
         self._dropped = False
 
     @property
@@ -99,12 +99,9 @@ class ReusedPrefix(Policy):
     def settle(self, values: list[float], evaluation: Evaluation | None) -> None:
         for call in self._calls:
             size = call.reported
-            self._has_measured |= call.settle(values[:size], evaluation)
+            self.has_measured |= call.settle(values[:size], evaluation)
             del values[:size]
         self._calls = []
-
-    def has_measured(self) -> bool:
-        return self._has_measured
 
     # ---- once per call of the model
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
+from .levels import fp32
+
 ATTENTION = "optimized_attention_override"
 STAYS = 6  # evaluations; a number that has been the same for so long is no counter
 FEW = 4  # values of a number that names trajectories
@@ -46,8 +48,7 @@ class Edges:
                 edges = list(self._of(function, function is attention))
                 self._known[id(function)] = function, edges
             sides.update(edges)
-        # what begins at a level does so at the level itself; what ends there still works at it
-        found = {(edge, level > edge or ends and level == edge) for edge, ends in sides if level is not None}
+        found = {(edge, _side(edge, ends, level)) for edge, ends in sides if level is not None}
         return _code_of(attention), tuple(sorted(found))
 
     def _of(self, function: Callable, is_attention: bool) -> Iterator[tuple[float, bool]]:
@@ -67,6 +68,17 @@ class Edges:
             if _bounds(name) and "percent" in name and 0 < x < 1:
                 step = math.floor(x * last + 1e-6) if _is_end(name) else math.ceil(x * last - 1e-6)
                 yield self._levels[step], _is_end(name)
+
+
+def _side(edge: float, ends: bool, level: float) -> bool | None:
+    """Whether a level is before an edge; None where only the function knows.
+
+    What begins at a level does so at the level itself, and what ends there still works at it. Levels are fp32: one may
+    be the edge for a function that compares in fp32, as torch does, and none for one that compares in double.
+    """
+    if edge != level == fp32(edge):
+        return None
+    return level > edge or ends and level == edge
 
 
 def _bounds(name: str) -> bool:

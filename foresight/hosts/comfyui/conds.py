@@ -2,10 +2,13 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
+
+from .levels import fp32
 
 _AROUND = WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH
 
@@ -42,24 +45,46 @@ class StreamKeys:
         return keys
 
 
-def active_conds(conds: dict[str, list[dict]], sigma: float) -> tuple:
-    """Which conds, and which of their ControlNets, are active at this sigma.
+def active_conds(conds: Mapping[str, list[dict]], sigma: float) -> tuple:
+    """Which conds are active at this sigma, which of their ControlNets, and how strong their hooks are.
 
-    A hook (a LoRA for some conds) whose strength has keyframes counts as changing all the time.
+    Bounds are compared as core does it, in fp32. Where a bound lies on a step, as percents often do, the level would
+    be on either side of it in double.
     """
     found = []
     for name, entries in conds.items():
         for cond in entries or ():
-            inside = cond.get("timestep_end", -math.inf) <= sigma <= cond.get("timestep_start", math.inf)
             control, controls = cond.get("control"), []
             while control is not None:
                 start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
-                controls.append(end <= sigma <= start)
+                controls.append(fp32(end) <= sigma <= fp32(start))
                 control = getattr(control, "previous_controlnet", None)
-            hooks = getattr(cond.get("hooks"), "hooks", ())
-            keyed = any(len(getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())) > 1 for hook in hooks)
-            found.append((name, cond.get("uuid"), inside, *controls, sigma if keyed else None))
+            strengths = [keyframes.strength for keyframes in _keyframes(cond)]
+            found.append((name, cond.get("uuid"), _is_active(cond, sigma), *controls, *strengths))
     return tuple(found)
+
+
+def follow_keyframes(
+    conds: Mapping[str, list[dict]], sigma: float, guider: object, timestep: torch.Tensor, model_options: dict
+) -> None:
+    """Bring the keyframes of hooks (a LoRA for some conds) to this evaluation, as core does in one that it computes.
+
+    One that is left out counts too: a keyframe lasts for an evaluation at least, or for as many as the user says.
+    """
+    for cond in (cond for entries in conds.values() for cond in entries or ()):
+        if _keyframes(cond) and _is_active(cond, sigma):
+            patcher = guider.inner_model.current_patcher
+            patcher.prepare_hook_patches_current_keyframe(timestep, cond["hooks"], model_options)
+
+
+def _is_active(cond: dict, sigma: float) -> bool:
+    return fp32(cond.get("timestep_end", -math.inf)) <= sigma <= fp32(cond.get("timestep_start", math.inf))
+
+
+def _keyframes(cond: dict) -> list:
+    """ComfyUI's groups of keyframes by which a cond's hooks change in mid-run."""
+    groups = [getattr(hook, "hook_keyframe", None) for hook in getattr(cond.get("hooks"), "hooks", ())]
+    return [group for group in groups if len(getattr(group, "keyframes", ())) > 1]
 
 
 def is_guided(guider: comfy.samplers.CFGGuider) -> bool:

@@ -19,7 +19,7 @@ from ..ranks import ranks_of
 from . import memory, stages
 from .changes import Edges, Numbers, remembers
 from .compiled import is_compiled, without_wrappers
-from .conds import StreamKeys, active_conds, trajectory_of, transformer_options
+from .conds import StreamKeys, active_conds, follow_keyframes, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
 from .levels import Levels, Noise
 from .outputs import Parts, SamplerFunctions
@@ -63,7 +63,7 @@ class SamplerRun:
         denoise_mask: torch.Tensor | None = None,
         guided: bool = True,
     ):
-        self._config, self._cfg, self._watch = config, cfg, watch
+        self._config, self._cfg, self._guided, self._watch = config, cfg, guided, watch
         schedule, self._steps = sigmas.tolist(), len(sigmas) - 1
         model_sampling = model_patcher.get_model_object("model_sampling")
         # the two ends of the range mean "no bound", whatever a model takes for its first and last sigma
@@ -176,7 +176,9 @@ class SamplerRun:
             return tuple(made)
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        active, sides = active_conds(guider.conds, self._level), self._edges.sides(options, self._level, guider)
+        conds = {name: found for name, found in guider.conds.items() if self._guided or name == "positive"}
+        follow_keyframes(conds, self._level, guider, timestep, options)
+        active, sides = active_conds(conds, self._level), self._edges.sides(options, self._level, guider)
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import torch
 
 from foresight.engine import ForecastConfig, Run, plan
 from foresight.engine.plan import Planner, bend, counted, ending, longest, protected
@@ -140,6 +141,20 @@ def test_a_run_that_begins_in_the_middle_is_planned_as_that_part():
 def test_lambda_is_the_logarithm_of_the_signal_to_noise_ratio(noise, lam):
     place, *_ = Schedule(ForecastConfig(), [1.0, 0.0], noise=lambda _: noise).outlook()
     assert place.lam == pytest.approx(lam)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 7.0])
+def test_a_range_of_percents_that_lie_on_steps_begins_and_ends_with_these(shift):
+    """Levels are fp32 and percents become levels in double, so that they differ by a rounding in either direction."""
+
+    def level(t):
+        return shift * t / (1 + (shift - 1) * t)
+
+    levels = torch.tensor([level(1 - k / 20) for k in range(21)], dtype=torch.float32).tolist()
+    for first, end in itertools.combinations(range(1, 20), 2):
+        region = level(1 - first / 20), level(1 - end / 20)
+        places = Schedule(ForecastConfig(warmup_steps=1), levels, region=region).outlook()
+        assert [k for k, place in enumerate(places) if place.phase == "within"] == list(range(first, end))
 
 
 def test_what_a_step_left_out_costs_worked_out_by_hand():

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy.hooks
 import comfy.model_patcher
 import comfy.samplers
 from comfy_extras.nodes_apg import APG
@@ -210,6 +211,83 @@ def test_sides_of_an_edge():
         assert [x == found[-1] for x in found] == [level in below for level in (0.6, 0.5, 0.4)]
     assert sides(edges(), 0.4, ours=begins) == sides(edges(), 0.4)  # not under that key
     assert sides(edges(), None, optimized_attention_override=begins)[1] == ()
+
+
+def test_a_level_that_is_an_edge_in_fp32_alone_is_on_neither_side():
+    """A function may compare tensors, in fp32, or floats, in double."""
+    edge = 0.6
+    level = torch.tensor(edge).item()
+    around = [sides(edges(), at, optimized_attention_override=window(edge, -1.0)) for at in (0.7, level, 0.5)]
+    assert len(set(around)) == 3 and level != edge
+    at_half = [sides(edges(), 0.5, optimized_attention_override=window(x, -1.0)) for x in (0.5, 0.5 + 1e-6)]
+    assert [x[1][0][1] for x in at_half] == [False, False]
+
+
+@pytest.mark.parametrize("by_tensor", [True, False])
+def test_guidance_that_begins_on_a_step_is_not_forecast_across(model, runs, by_tensor):
+    patcher, begins = model.patcher.clone(), level_at(model.patcher, 0.6)
+
+    def guide(sigma_start):
+        def function(args):
+            sigma = args["sigma"][0]
+            return args["denoised"] * (0.5 if (sigma if by_tensor else sigma.item()) <= sigma_start else 1.0)
+
+        return function
+
+    patcher.set_model_sampler_post_cfg_function(guide(begins))
+    plain = sample(model, patcher, steps=20)
+    ours = sample(model, apply_foresight(patcher, CONFIG), steps=20)
+    edge, evaluations = 20 - 8, runs[0].evaluations  # a level of 0.6 of the run: step 12
+    assert evaluations[edge].level == torch.tensor(begins) and evaluations[edge].level > begins
+    assert not any(e.kind == "reuse" for e in evaluations[edge : edge + 2])
+    assert runs[0].reused and ((ours - plain).norm() / plain.norm()).item() < 0.02
+
+
+def hooked(model, cond, *keyframes):
+    """A cond with its own weights in one block, as strong as keyframes (strength, percent) say."""
+    generator, hook = torch.Generator().manual_seed(5), comfy.hooks.WeightHook(strength_model=1.0)
+    names = [n for n, x in model.patcher.model.state_dict().items() if "blocks.1.ffn" in n and x.ndim == 2]
+    shapes = {name: model.patcher.model.state_dict()[name].shape for name in names}
+    hook.weights = {n: ("diff", (torch.randn(shape, generator=generator) * 0.02,)) for n, shape in shapes.items()}
+    hook.need_weight_init = False
+    group, frames = comfy.hooks.HookGroup(), comfy.hooks.HookKeyframeGroup()
+    group.add(hook)
+    for strength, percent, *lasts in keyframes:
+        frames.add(comfy.hooks.HookKeyframe(strength, percent, *lasts))
+    group.set_keyframes_on_hooks(frames)
+    return comfy.hooks.set_hooks_for_conditioning(cond, group)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "res_multistep"])
+@pytest.mark.parametrize(
+    "keyframes, edges_at", [(((1.0, 0.0), (0.0, 0.6)), [12]), (((1.0, 0.0), (0.5, 0.3), (0.0, 0.3, 3)), [6, 7])]
+)
+def test_a_hook_whose_strength_has_keyframes_is_forecast_between_them(model, runs, sampler, keyframes, edges_at):
+    def sampled(patcher):
+        cond = hooked(model, model.text(1), *keyframes)
+        return sample(model, patcher, positive=cond, steps=20, sampler=sampler)
+
+    plain = sampled(model.patcher)
+    ours, again = (sampled(apply_foresight(model.patcher, CONFIG)) for _ in range(2))
+    assert torch.equal(ours, again) and ((ours - plain).norm() / plain.norm()).item() < 0.02
+    left_out = [e.kind == "reuse" for e in runs[0].evaluations]
+    assert any(left_out[: edges_at[0]]) and any(left_out[edges_at[-1] :]) and not any(left_out[at] for at in edges_at)
+
+
+def test_a_strength_that_changes_all_the_time_is_the_reason_that_is_given(model, runs):
+    frames = [(1 - k / 30, k / 30) for k in range(30)]
+    cond = hooked(model, model.text(1), *frames)
+    plain = sample(model, positive=cond, steps=20)
+    cond = hooked(model, model.text(1), *frames)
+    assert torch.equal(sample(model, apply_foresight(model.patcher, CONFIG), positive=cond, steps=20), plain)
+    assert "a hook that always changes" in runs[0].inactive
+
+
+def test_ranges_of_a_cond_that_is_not_looked_at_cost_nothing(model, runs):
+    ranges = [model.text(2 + k, start_percent=k / 4, end_percent=(k + 1) / 4)[0] for k in range(4)]
+    for negative in (model.text(2), ranges):
+        sample(model, apply_foresight(model.patcher, CONFIG), negative=negative, steps=20, cfg=1.0)
+    assert [e.kind for e in runs[0].evaluations] == [e.kind for e in runs[1].evaluations] and runs[0].reused
 
 
 def test_percents_become_levels_and_what_is_no_level_is_none():

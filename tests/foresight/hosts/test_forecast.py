@@ -117,9 +117,10 @@ def test_a_cond_that_begins_in_mid_run_is_never_forecast_across(models, runs):
     (stats,) = runs
     sigmas = [e.level for e in stats.evaluations]
     change = model.patcher.get_model_object("model_sampling").percent_to_sigma(0.6)
-    after = next(i for i, sigma in enumerate(sigmas) if sigma < change)
-    assert any(e.kind == "reuse" for e in stats.evaluations[:after])
-    for e in stats.evaluations[after : after + 2]:  # a value and a slope
+    both = next(i for i, sigma in enumerate(sigmas) if torch.tensor(sigma) <= change)  # in fp32, as core compares
+    assert torch.tensor(sigmas[both]) == change  # there both conds are active, behind it one
+    assert any(e.kind == "reuse" for e in stats.evaluations[:both])
+    for e in stats.evaluations[both : both + 3]:  # a value; a value and a slope
         assert sum(e.computed) and not sum(e.reused) and e.kind == "full"  # though the plan would leave one out
 
 
@@ -128,7 +129,7 @@ def test_what_is_active_is_told_apart():
         timestep_range, previous_controlnet = (0.8, 0.4), None
 
     class Keyframes:
-        keyframes = [0, 1]
+        keyframes, strength = [0, 1], 1.0
 
     class Hook:
         hook_keyframe = Keyframes
@@ -140,7 +141,42 @@ def test_what_is_active_is_told_apart():
     at = lambda sigma: active_conds(conds, sigma)  # noqa: E731
     assert at(0.7) == at(0.5) and len({at(1.0), at(0.85), at(0.7), at(0.2)}) == 3  # the first and the last: nothing
     conds["positive"][0]["hooks"] = Hooks
-    assert at(0.7) != at(0.5)
+    before = at(0.7)
+    assert before == at(0.5)
+    Keyframes.strength = 0.5
+    assert before != at(0.5)
+
+
+def test_what_begins_or_ends_on_a_step_is_active_there_as_it_is_in_core():
+    """Percents are often multiples of a tenth, and steps of 20 or 30."""
+    import comfy.controlnet
+    import comfy.model_sampling
+    import comfy.samplers
+
+    class Control(comfy.controlnet.ControlNet):
+        def __init__(self, start, end):
+            self.timestep_range, self.previous_controlnet, self.control_model = (start, end), None, None
+
+        def is_there(self, sigma):
+            try:
+                return self.get_control(torch.zeros(1), sigma, None, 1, {}) is not None
+            except AttributeError:  # it is, and looks for its model
+                return True
+
+    x, on_a_step = torch.zeros(1, 4, 8, 8), 0
+    for shift, steps in ((1.0, 10), (3.0, 20), (5.0, 20), (5.0, 30), (8.0, 50)):
+        sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
+        sampling.set_parameters(shift=shift)
+        bounds = [sampling.percent_to_sigma(k / 20) for k in range(1, 20)]
+        for sigma in comfy.samplers.calculate_sigmas(sampling, "simple", steps)[:-1]:
+            for start, end in zip(bounds, bounds[6:], strict=False):
+                cond = {"timestep_start": start, "timestep_end": end, "uuid": 0, "model_conds": {}}
+                in_core = comfy.samplers.get_area_and_mult(cond, x, sigma[None]) is not None
+                with_control = {"uuid": 0, "control": Control(start, end)}
+                found = active_conds({"positive": [cond, with_control]}, sigma.item())
+                assert found[0][2] == in_core and found[1][3] == with_control["control"].is_there(sigma[None])
+                on_a_step += any(bound != sigma.item() and sigma == bound for bound in (start, end))
+    assert on_a_step > 20
 
 
 @pytest.mark.parametrize("beginning, latents", [(TAKES_BACK, 10), (-1.0, 4)])
