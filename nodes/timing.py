@@ -19,6 +19,7 @@ class ForesightTimer(io.ComfyNode):
             search_aliases=["benchmark", "stopwatch", "sampling time", "measure"],
             inputs=[io.Model.Input("model", tooltip="Any model; with Foresight, after it.")],
             outputs=[io.Model.Output(tooltip="The same model, timed.")],
+            not_idempotent=True,  # its id goes into what it gives: no other node's is the same
             hidden=[io.Hidden.unique_id],
         )
 

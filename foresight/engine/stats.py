@@ -250,10 +250,15 @@ class RunStats:
         rows = [asdict(evaluation) for evaluation in self.evaluations[first:end]]
         return {"format": FORMAT, **self.figures(), "config": self.config.to_dict(), "evaluations": rows}
 
+    @property
+    def why_nothing(self) -> str | None:
+        """Why a run that is over has left nothing out; None where it has left something out."""
+        stopped = "it was stopped before anything was left out" if self.broken_off else None
+        return None if self.reused else self.inactive or stopped or self.config.unused
+
     def summary(self) -> str:
         """One line for the log and the node."""
-        if not self.reused:
-            reason = self.inactive or self.config.unused
+        if (reason := self.why_nothing) is not None:
             again = f", {self.taken_back} of them again" if self.taken_back else ""
             return f"inactive: {reason}; {len(self.evaluations)} evaluations computed in full{again}"
         line = (

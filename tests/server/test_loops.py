@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,34 @@ def test_a_run_belongs_to_the_workflow_that_was_queued(server):
         entry = server.run({**nodes, "k": sampler, "o": saved}, extra and {"extra_pnginfo": extra})
         ids += [run["workflow_id"] for run in runs_of(server, entry)]
     assert ids == ["one", "copy", None, None]
+
+
+def test_two_of_our_nodes_with_the_same_inputs_stay_two(server):
+    """As copy and paste makes them; and a node that gets another id, as in a subgraph, is not its former self."""
+
+    def sampler(model, steps):
+        conds = {"positive": ["p", 0], "negative": ["q", 0], "latent_image": ["l", 0], "cfg": 4.0, "denoise": 1.0}
+        return node(
+            "KSampler", model=[model, 0], seed=71, steps=steps, sampler_name="euler", scheduler="simple", **conds
+        )
+
+    def saved(latent):
+        return node("SaveLatent", samples=[latent, 0], filename_prefix="test")
+
+    def nodes(first, second):
+        both = {name: node("ForesightApply", model=["m", 0], threshold=0.75) for name in (first, second)}
+        timers = {f"{name}t": node("ForesightTimer", model=["m", 0]) for name in both}
+        seconds = {"plain_model": [f"{first}t", 0], "foresight_model": [f"{second}t", 0]}
+        latents = {"plain_latent": ["x", 0], "foresight_latent": ["y", 0]}
+        return {
+            **{name: value for name, value in prompt(1).items() if name in "mpql"}, **both, **timers,
+            "x": sampler(f"{first}t", 24), "y": sampler(f"{second}t", 4), "v": sampler(first, 13), "w": sampler(second, 14),
+            "s": node("ForesightSpeedup", **seconds, **latents), "sv": saved("v"), "sw": saved("w"),
+        }  # fmt: skip
+
+    for first, second in (("f1", "f2"), ("f3", "f4")):
+        entry = server.run(nodes(first, second))
+        ran = {run["sampler_id"]: run["node_id"] for run in runs_of(server, entry)}
+        assert ran == {"v": first, "w": second}
+        plain, foresight, *_ = re.findall(r"([\d.]+) s", entry["outputs"]["s"]["text"][0])
+        assert float(plain) > 2 * float(foresight)  # of 24 steps and of 4, each its own

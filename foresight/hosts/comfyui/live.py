@@ -65,7 +65,12 @@ class Watcher:
 
     def record(self) -> dict:
         """Everything as JSON types: `RunStats.to_dict()` and whose run it is."""
-        return {**self.about, **self.stats.to_dict(), "done": self._done}
+        return self._of(self.stats.to_dict())
+
+    def _of(self, record: dict) -> dict:
+        """With whose run it is, whether it is over, and then why nothing was left out, if nothing was."""
+        why = self.stats.why_nothing if self._done else None
+        return {**self.about, **record, "inactive": record["inactive"] or why, "done": self._done}
 
     def _list(self) -> None:
         if not self._listed:
@@ -79,9 +84,7 @@ class Watcher:
             server = _server()
             if server is None or self.about["node_id"] is None:
                 return
-            record = self.stats.to_dict(self._sent, end)
-            message = {**self.about, **record, "done": self._done, "first": self._sent}
-            server.send_sync(EVENT, message)
+            server.send_sync(EVENT, {**self._of(self.stats.to_dict(self._sent, end)), "first": self._sent})
             self._sent, self._last = end, time.monotonic()
         except Exception:
             log.warning("Foresight could not show what the run does", exc_info=True)

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.comfyui import apply_foresight, live
 from support.comfy_models import sample
 
@@ -66,6 +66,18 @@ def test_an_interrupted_run_is_shown_as_far_as_it_came(models, server):
     (record,) = live.runs()
     assert record["done"] and 5 <= len(record["evaluations"]) <= 7
     assert server.messages[-1]["done"]
+
+
+@pytest.mark.parametrize("config", [ForecastConfig(threshold=0.01), PaperConfig(threshold=1e-12)])
+def test_a_run_that_left_nothing_out_says_why_as_the_log_does(models, server, config, caplog):
+    """Once it is over: before that, the plan may yet be changed by what is measured."""
+    model = models["wan"]
+    with caplog.at_level("INFO"):
+        sample(model, apply_foresight(model.patcher, config, "7"), sampler="dpmpp_sde", steps=12)
+    (record,) = live.runs()
+    assert not record["reused"] and record["inactive"] and server.messages[-1]["inactive"] == record["inactive"]
+    assert f"inactive: {record['inactive']}" in caplog.text
+    assert record["inactive"] != config.unused or all(m["inactive"] is None for m in server.messages[:-1])
 
 
 def test_only_the_newest_runs_are_kept(models, server):
