@@ -201,18 +201,18 @@ class Forecast(Policy):
         device: torch.device,
         unit: Callable[[Tensors], Tensors],
     ) -> Tensors:
-        now, waits_on = self._now, self.resources.offload.device
+        now, waits_on, self._mends = self._now, self.resources.offload.device, False
         history = now.histories.get(key)
         known = history is not None and history.signature == signature
         self.has_measured |= known
         if known and (history.ready or history.may_hold) and not self._computes:
             given = history.forecast(self._place, device)
             self._note(given, None, own=False)
-            self._mends = False
             return given
         if not self._computes:  # what is known is of something else, or too little
             self.resources.compute_instead()
-        result, self._mends, self._computes = compute(), known, True
+        result, self._computes = compute(), True
+        self._mends = known = known and history.is_like(result)
         if not known:
             early = self._place.tau <= HOLDS_UNTIL
             history = now.histories[key] = self.history(signature, early, self._N)

@@ -67,7 +67,7 @@ class Guidance:
         way = float(gram[0, 0])
         if way == 0:
             return Move(), None
-        if b <= STANDING and self._flow:  # a second evaluation at the same noise level (Heun), if it is near
+        if b <= STANDING:  # a second evaluation at the same noise level (Heun), if it is near
             near = way <= NEAR**2 * self._ways.get(item, 0.0)
             move = Move(continues=near, euler=False, noisy=self._noisy.get(item, False))
             return move, _error(self.weights.get(item), gram, missed, most)

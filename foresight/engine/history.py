@@ -91,6 +91,10 @@ class History:
         r_in_gaps = r / (u_n - u_before)
         return tuple(n.to(device).lerp(b.to(device), -r_in_gaps) for n, b in zip(newest, before, strict=True))
 
+    def is_like(self, output: Tensors) -> bool:
+        """Whether an output has the shapes of the one before, so that the two can be compared."""
+        return not self._computed or [x.shape for x in output] == [x.shape for x in self.newest]
+
     @property
     def newest(self) -> Tensors:
         """D_n."""

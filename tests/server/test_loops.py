@@ -160,7 +160,8 @@ def test_two_of_our_nodes_with_the_same_inputs_stay_two(server):
         latents = {"plain_latent": ["x", 0], "foresight_latent": ["y", 0]}
         return {
             **{name: value for name, value in prompt(1).items() if name in "mpql"}, **both, **timers,
-            "x": sampler(f"{first}t", 24), "y": sampler(f"{second}t", 4), "v": sampler(first, 13), "w": sampler(second, 14),
+            "x": sampler(f"{first}t", 24), "y": sampler(f"{second}t", 4),
+            "v": sampler(first, 13), "w": sampler(second, 14),
             "s": node("ForesightSpeedup", **seconds, **latents), "sv": saved("v"), "sw": saved("w"),
         }  # fmt: skip
 

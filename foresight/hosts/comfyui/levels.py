@@ -5,16 +5,16 @@ long as the work in flight takes, dozens of times. Here a copy of the tables is 
 """
 
 import copy
-import ctypes
 from collections.abc import Callable
 
 import comfy.model_sampling
+import numpy as np
 import torch
 
 
 def fp32(x: float) -> float:
     """A number as torch compares it with a level, which is fp32."""
-    return ctypes.c_float(x).value
+    return float(np.float32(x))
 
 
 class Noise:

@@ -176,9 +176,7 @@ class SamplerRun:
             return tuple(made)
 
         # behind the guider there is one output, whatever the conds, windows and passes
-        conds = {name: found for name, found in guider.conds.items() if self._guided or name == "positive"}
-        follow_keyframes(conds, self._level, guider, timestep, options)
-        active, sides = active_conds(conds, self._level), self._edges.sides(options, self._level, guider)
+        active, sides = self._active_conds(guider, timestep, options), self._edges.sides(options, self._level, guider)
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
@@ -186,6 +184,11 @@ class SamplerRun:
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
+
+    def _active_conds(self, guider, timestep: torch.Tensor, options: dict) -> tuple:
+        conds = {name: found for name, found in guider.conds.items() if self._guided or name == "positive"}
+        follow_keyframes(conds, self._level, guider, timestep, options)
+        return active_conds(conds, self._level)
 
     @property
     def _level(self) -> float | None:

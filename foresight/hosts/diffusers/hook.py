@@ -133,9 +133,9 @@ class ForesightHook(ModelHook):
         else:
             self._latents.look(name, latents)
         self._asked.add(context)
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        shapes = tuple((x.shape, x.dtype, x.device) for x in tensors)
-        return name, (shapes, self._streams.breaks(name), self._latents.conds(name, latents)), latents
+        kept = (x for x in tree_leaves((args, kwargs)) if isinstance(x, (torch.Tensor, str, bool)))
+        form = tuple((x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in kept)
+        return name, (form, self._streams.breaks(name), self._latents.found(name, latents)), latents
 
     def _rest(self, arguments: Mapping) -> dict:
         others = ("self", self._family.timestep, *self._family.latents)
@@ -171,7 +171,7 @@ class ForesightHook(ModelHook):
         return getattr(self._context, "num_inference_steps", None), -1 if step is None else step
 
     def _is_of_another_run(self) -> bool:
-        """Whether the pipeline says so: one that an error has ended somewhere else is not over for a transformer."""
+        """Whether the pipeline says so: one that an error has ended elsewhere is not over for a transformer."""
         (steps, step), (steps_before, before) = self._says(), self._told
         again = step == before >= 0 and getattr(self._context, "name", None) in self._asked
         return self._run is not None and (steps != steps_before or step < before or again)

@@ -62,6 +62,19 @@ def conds_in(latents: Tensors) -> int:
     return 1
 
 
+def lists_in(latents: Tensors) -> int:
+    """The same of a pipeline that gives a list of latents: all of one cond, then all of the next (Z-Image)."""
+    for n in range(len(latents), 1, -1):
+        each = len(latents) // n
+        if len(latents) % n == 0 and all(_same(x, latents[i % each]) for i, x in enumerate(latents)):
+            return n
+    return 1
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
 def _repeats(x: torch.Tensor, n: int) -> bool:
     first, *others = x.chunk(n)
     return all(torch.equal(first, other) for other in others)
@@ -72,7 +85,8 @@ class Latents:
 
     def __init__(self):
         self._first: Tensors = ()  # of the evaluation's first call, one cond's
-        self._found: dict[tuple, tuple[int, int]] = {}  # by stream and rows: how often compared, how many conds
+        # by stream and rows: how often compared, how many conds are in a latent's rows and how many in the list
+        self._found: dict[tuple, tuple[int, int, int]] = {}
         self._apart = False  # the calls of an evaluation are for different latents (tiles, two videos)
 
     def begin(self, name: str, latents: Tensors) -> Tensors | None:
@@ -83,20 +97,25 @@ class Latents:
 
     def look(self, name: str, latents: Tensors) -> None:
         """Compare the latents of a call with one another and with the first call's."""
-        looks, _ = self._found.get(self._key(name, latents), (0, 1))
+        looks, *_ = self._found.get(self._key(name, latents), (0,))
         if looks < LOOKS:
-            self._found[self._key(name, latents)] = looks + 1, conds_in(latents)
+            self._found[self._key(name, latents)] = looks + 1, conds_in(latents), lists_in(latents)
             one = self._of_one_cond(name, latents)
             self._first = self._first or one
             same = len(one) == len(self._first) and all(map(equal, one, self._first))
             self._apart |= not same
 
+    def found(self, name: str, latents: Tensors) -> tuple[int, int]:
+        """How many conds a call has in its rows, and how many in the list of its latents."""
+        return self._found[self._key(name, latents)][1:]
+
     def conds(self, name: str, latents: Tensors) -> int:
-        """How many conds a call has."""
-        return self._found[self._key(name, latents)][1]
+        """How many conds a latent of a call has in its rows."""
+        return self.found(name, latents)[0]
 
     def _of_one_cond(self, name: str, latents: Tensors) -> Tensors:
-        return tuple(x.chunk(self.conds(name, latents))[0] for x in latents)
+        conds, lists = self.found(name, latents)
+        return tuple(x.chunk(conds)[0] for x in latents[: len(latents) // lists])
 
     @staticmethod
     def _key(name: str, latents: Tensors) -> tuple:
