@@ -116,7 +116,7 @@ class Run(Restarts, Holding):
         if self._schedule.steps != self.stats.steps:  # what the host has counted were evaluations
             self.stats.steps = self._schedule.steps
             if self.stats.planned is not None:
-                self.stats.note_plan(self._policy.planned, self._schedule.outlook())
+                self.stats.note_plan(self._policy.planned if self.stats.steps else None, self._schedule.outlook())
 
     @outside_graphs(recursive=False)
     def output(

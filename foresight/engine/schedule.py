@@ -258,6 +258,8 @@ class Schedule:
     def _see(self, level: float) -> None:
         """A step begins at a level that nobody has told before; it may show how many there are."""
         self._seen.append(level)
+        if self.steps is not None and self._first_step + len(self._seen) > self.steps:  # somebody has said too few
+            self.steps, self._news = None, True
         if min(self._seen) <= 0:
             return
         even, known = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS), self._even

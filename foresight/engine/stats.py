@@ -131,8 +131,11 @@ class RunStats:
     broken_off: bool = False
     cut: bool = False
 
-    def note_plan(self, computes: Sequence[int], places: Sequence[Place]) -> None:
+    def note_plan(self, computes: Sequence[int] | None, places: Sequence[Place]) -> None:
         """Note the steps that are to be computed, and where every step stands (the end of the run is one more)."""
+        if computes is None:  # nobody knows any more how many there are
+            self.planned = self.outlook = None
+            return
         self.planned = len(computes)
         self.outlook = [
             {"level": p.level, "share": p.share, "computes": k in computes} for k, p in enumerate(places[:-1])

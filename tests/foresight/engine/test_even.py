@@ -142,5 +142,18 @@ def test_who_plans_is_told_the_length_once_it_is_known():
     assert run.stats.steps is None  # nobody has said it
 
 
+def test_more_steps_than_were_told_are_a_run_whose_length_nobody_says():
+    run, kinds = Run(ForecastConfig(), steps=12, noise=lambda level: level), []
+    for level in flow(30, 5.0):
+        x = torch.full((1, 4), level)
+        run.begin_evaluation(level, (x,))
+        run.output("cond", None, lambda x=x: (x * 0.5,), x.device)
+        kinds.append(run.kind)
+    assert "reuse" in kinds[13:] and kinds[13:].count("plain") == 0
+    stats = run.close()
+    assert stats.steps is None and stats.planned is None and stats.to_dict()["outlook"] is None
+    assert "plan" not in stats.summary()
+
+
 def test_steps_end_a_step_before_nothing_is_left():
     assert Even(1.0, 0.1, 1.0).steps == 10 and Even(1.0, 0.0999, 1.0).steps == 11 and Even(0.5, 0.1, 3.0).steps == 5
