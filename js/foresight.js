@@ -7,7 +7,7 @@ import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./r
 import { readOlderFiles } from "./saved.js";
 
 const TEXT_HEIGHTS = { ForesightReport: 250, ForesightCompare: 50, ForesightSpeedup: 40 };
-const TEXT_WIDTHS = { ForesightReport: 440 }; // else its table is cut
+const WIDTHS = { ForesightApply: 380, ForesightReport: 440 }; // else figures need more lines, and a table is cut
 const MAP_HEIGHT = 230;
 
 const views = new WeakMap(); // node -> MapView or TextView
@@ -66,7 +66,7 @@ function addView(node, View, height) {
   });
   widget.serialize = false; // not in the workflow
   widget.label = "";
-  const least = [TEXT_WIDTHS[node.comfyClass] ?? 0, 0];
+  const least = [WIDTHS[node.comfyClass] ?? 0, 0];
   node.setSize(node.computeSize().map((size, i) => Math.max(size, node.size[i], least[i])));
   return view;
 }

@@ -62,7 +62,7 @@ export class MapView {
     }
     this.root = element("div", "foresight-map", this.presets.row, this.empty);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
-    this.canvas.addEventListener("pointerleave", () => this.moveTo(null));
+    for (const leaves of ["pointerleave", "blur"]) this.canvas.addEventListener(leaves, () => this.moveTo(null));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
@@ -83,13 +83,16 @@ export class MapView {
     const newest = this.runs.at(-1);
     const chosen = this.runs.find((r) => r.run === this.chosen);
     if (!chosen) this.chosen = null;
+    const shown = this.run?.run;
     this.run = chosen ?? newest;
+    if (this.run.run !== shown) this.cursor = null;
     if (this.root.contains(this.empty)) {
       this.root.replaceChildren(this.presets.row, this.tabs, this.canvas, this.figures, this.readout, this.legend);
     }
     this.showTabs();
     this.showLegend();
     this.showFigures();
+    this.read();
     this.draw();
   }
 

@@ -49,11 +49,16 @@ export function merge(message) {
 
 /** Fetch all records that the server has. False when it does not answer. */
 export async function fetchRuns() {
+  const open = [...runs.values()].filter((r) => !r.done);
   const response = await api.fetchApi("/foresight/runs");
   if (!response.ok) return false;
-  for (const record of await response.json()) {
+  const records = await response.json();
+  for (const record of records) {
     const known = runs.get(record.run)?.evaluations.length ?? 0; // events may have overtaken the answer
     if (record.evaluations.length >= known) keep(record);
+  }
+  for (const { run } of open.filter((r) => !records.some((record) => record.run === r.run))) {
+    if (runs.get(run)?.done === false) keep({ ...runs.get(run), done: true, broken_off: true }); // the server is another
   }
   return true;
 }

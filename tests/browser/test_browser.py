@@ -289,6 +289,53 @@ NOTE_STATE = """() => {
 PRESSED = "() => [...document.querySelectorAll('.foresight-presets button')].map((b) => b.getAttribute('aria-pressed'))"
 
 
+FAKE = """(more) => {
+    const record = JSON.parse(JSON.stringify(more.record));
+    const evaluations = record.evaluations.slice(0, more.rows ?? record.evaluations.length);
+    const detail = { ...record, first: 0, run: more.run, ...more.given, evaluations };
+    const { api } = window.comfyAPI.api;
+    api.dispatchEvent(new CustomEvent("foresight.run", { detail }));
+}"""  # an event as the server sends it; a run between two is forgotten with the next
+
+
+def test_a_long_record_on_a_small_node_is_cut_nowhere_and_lies_over_nothing(page):
+    """Two samplers, validated, of another threshold, and the words of a cell."""
+    page.demo(STEPS, seed=23)
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
+    record, long = page.records()[-1], "what was left out is off by a lot, and the sampler was started again " * 3
+    for n, sampler in enumerate((record["sampler_id"], "another")):
+        given = {"sampler_id": sampler, "prompt_id": "long", "uncorrected": long, "restarts": 6, "taken_back": 2}
+        page.run(FAKE, {"record": record, "run": record["run"] + 0.25 * (n + 1), "given": given})
+    canvas = page.page.locator(".foresight-map canvas")
+    canvas.focus()
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("ArrowRight")
+    boxes = page.run(
+        """() => [...document.querySelectorAll(".foresight-map > *")].filter((e) => e.offsetHeight).map((e) => ({
+            name: e.className || e.tagName, top: e.offsetTop, end: e.offsetTop + e.offsetHeight,
+            whole: e.scrollHeight <= e.offsetHeight + 1,
+        }))"""
+    )
+    assert [box["name"] for box in boxes[-3:]] == ["foresight-figures", "foresight-readout", "foresight-legend"]
+    assert all(a["end"] <= b["top"] + 1 for a, b in zip(boxes, boxes[1:], strict=False)), boxes
+    assert all(box["whole"] for box in boxes), boxes
+    map_ = "document.querySelector('.foresight-map')"
+    assert page.run(f"() => {map_}.scrollHeight <= {map_}.clientHeight || getComputedStyle({map_}).overflowY === 'auto'")
+    canvas.blur()
+    assert page.page.locator(".foresight-readout").inner_text() == ""
+
+
+def test_a_run_that_a_new_server_does_not_know_is_shown_as_stopped(page):
+    record = page.records()[-1]
+    given = {"done": False, "prompt_id": "lost"}
+    page.run(FAKE, {"record": record, "run": record["run"] + 0.75, "given": given, "rows": 3})
+    assert "evaluation 3 of" in page.figures and "stopped" not in page.figures
+    page.run("() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+    page.page.wait_for_function("() => /evaluation 3 of .*· stopped/.test(document.body.innerText)")
+
+
 def test_a_forecast_is_a_strip_that_arrow_keys_read(page, pictures):
     steps = 16 if page.renderer == "classic" else 17
     page.load(hosts.ROOT / "workflows" / "foresight_demo.json")
