@@ -214,7 +214,7 @@ class Run(Restarts, Holding):
             if broken_off:
                 self.stats.note_broken_off()
             self.kind = "plain"
-            few = not self._schedule.is_warm or len(self.stats.evaluations) < _FEW
+            few = not self._schedule.is_warm or sum(e.kind != "plain" for e in self.stats.evaluations) < _FEW
             if not (self.stats.inactive or self._policy.has_measured or few):
                 self.stats.inactive = _APART
             self._policy.drop()

@@ -123,6 +123,9 @@ class Schedule:
         self._evaluation, self._news = self._evaluation + 1, False
         if self._first is None:
             self._first = level
+        if self._seen and self.steps is not None and level != self._seen[-1]:
+            if self._first_step + len(self._seen) >= self.steps:  # somebody has said too few
+                self.steps, self._counted, self._news = None, False, True
         if self._start is None:
             self._start = max(0, self._step(level))
         if self._warm_at is None and not self._warming(level):
@@ -258,8 +261,6 @@ class Schedule:
     def _see(self, level: float) -> None:
         """A step begins at a level that nobody has told before; it may show how many there are."""
         self._seen.append(level)
-        if self.steps is not None and self._first_step + len(self._seen) > self.steps:  # somebody has said too few
-            self.steps, self._news = None, True
         if min(self._seen) <= 0:
             return
         even, known = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS), self._even

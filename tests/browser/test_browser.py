@@ -321,8 +321,12 @@ def test_a_long_record_on_a_small_node_is_cut_nowhere_and_lies_over_nothing(page
     assert [box["name"] for box in boxes[-3:]] == ["foresight-figures", "foresight-readout", "foresight-legend"]
     assert all(a["end"] <= b["top"] + 1 for a, b in zip(boxes, boxes[1:], strict=False)), boxes
     assert all(box["whole"] for box in boxes), boxes
-    map_ = "document.querySelector('.foresight-map')"
-    assert page.run(f"() => {map_}.scrollHeight <= {map_}.clientHeight || getComputedStyle({map_}).overflowY === 'auto'")
+    assert page.run(
+        """() => {
+            const map = document.querySelector(".foresight-map");
+            return map.scrollHeight <= map.clientHeight || getComputedStyle(map).overflowY === "auto";
+        }"""
+    )
     canvas.blur()
     assert page.page.locator(".foresight-readout").inner_text() == ""
 

@@ -48,8 +48,9 @@ class StreamKeys:
 def active_conds(conds: Mapping[str, list[dict]], sigma: float) -> tuple:
     """Which conds are active at this sigma, which of their ControlNets, and how strong their hooks are.
 
-    Bounds are compared as core does it, in fp32. Where a bound lies on a step, as percents often do, the level would
-    be on either side of it in double.
+    Bounds are compared as core does it with levels in fp32. Where a bound lies on a step, as percents often do, the
+    level would be on either side of it in double. A hook with keyframes that last for several evaluations counts as
+    changing all the time: it would not do again what the sampler, started again, does again.
     """
     found = []
     for name, entries in conds.items():
@@ -59,7 +60,7 @@ def active_conds(conds: Mapping[str, list[dict]], sigma: float) -> tuple:
                 start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
                 controls.append(fp32(end) <= sigma <= fp32(start))
                 control = getattr(control, "previous_controlnet", None)
-            strengths = [keyframes.strength for keyframes in _keyframes(cond)]
+            strengths = [sigma if _lasts(keyframes) else keyframes.strength for keyframes in _keyframes(cond)]
             found.append((name, cond.get("uuid"), _is_active(cond, sigma), *controls, *strengths))
     return tuple(found)
 
@@ -69,11 +70,11 @@ def follow_keyframes(
 ) -> None:
     """Bring the keyframes of hooks (a LoRA for some conds) to this evaluation, as core does in one that it computes.
 
-    One that is left out counts too: a keyframe lasts for an evaluation at least, or for as many as the user says.
+    One that is left out counts too: a keyframe lasts for an evaluation at least.
     """
+    patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
     for cond in (cond for entries in conds.values() for cond in entries or ()):
-        if _keyframes(cond) and _is_active(cond, sigma):
-            patcher = guider.inner_model.current_patcher
+        if patcher is not None and _keyframes(cond) and "default" not in cond and _is_active(cond, sigma):
             patcher.prepare_hook_patches_current_keyframe(timestep, cond["hooks"], model_options)
 
 
@@ -85,6 +86,10 @@ def _keyframes(cond: dict) -> list:
     """ComfyUI's groups of keyframes by which a cond's hooks change in mid-run."""
     groups = [getattr(hook, "hook_keyframe", None) for hook in getattr(cond.get("hooks"), "hooks", ())]
     return [group for group in groups if len(getattr(group, "keyframes", ())) > 1]
+
+
+def _lasts(keyframes: object) -> bool:
+    return any(getattr(keyframe, "guarantee_steps", 1) > 1 for keyframe in keyframes.keyframes)
 
 
 def is_guided(guider: comfy.samplers.CFGGuider) -> bool:

@@ -186,7 +186,8 @@ class SamplerRun:
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
 
     def _active_conds(self, guider, timestep: torch.Tensor, options: dict) -> tuple:
-        conds = {name: found for name, found in guider.conds.items() if self._guided or name == "positive"}
+        both = self._guided or options.get("disable_cfg1_optimization")  # as samplers of CFG++ have it
+        conds = {name: found for name, found in guider.conds.items() if both or name == "positive"}
         follow_keyframes(conds, self._level, guider, timestep, options)
         return active_conds(conds, self._level)
 

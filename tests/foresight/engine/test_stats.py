@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from foresight import PaperConfig
-from foresight.engine import ForecastConfig, RunStats
+from foresight.engine import ForecastConfig, Run, RunStats
 from foresight.engine.stats import Evaluation
 
 
@@ -68,3 +69,12 @@ def test_the_largest_ratio_over_the_streams_is_shown():
     evaluation.count(1, False, 1, 0.7)
     evaluation.count(0, True, 2, None)
     assert (evaluation.computed, evaluation.reused, evaluation.ratio) == ([0, 2], [2, 0], [None, 0.7])
+
+
+def test_a_range_that_ends_at_once_is_not_called_a_video_without_two_evaluations_alike():
+    run = Run(ForecastConfig(end_percent=0.005), noise=lambda level: level)
+    for k in range(30):
+        x = torch.full((1, 4), 1 - k / 30)
+        run.begin_evaluation(1 - k / 30, (x,))
+        run.output("cond", None, lambda x=x: (x * 0.5,), x.device)
+    assert "came twice" not in run.close().summary()
