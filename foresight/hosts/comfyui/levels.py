@@ -14,7 +14,7 @@ import torch
 
 def fp32(x: float) -> float:
     """A number as torch compares it with a level, which is fp32."""
-    return float(np.float32(x))
+    return float(np.float32(float(x)))  # of a tensor too: Stable Cascade has its bounds as such
 
 
 class Noise:
