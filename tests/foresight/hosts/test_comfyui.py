@@ -284,10 +284,8 @@ def test_two_stages_of_ksampler_advanced_are_two_runs(models, runs):
 def test_start_and_end_percent_are_of_sampling_not_of_the_schedule(models, runs):
     config = PaperConfig(threshold=2.0, warmup_steps=2, start_percent=0.5, end_percent=0.8)
     sample(models["wan"], patched(models["wan"], config), steps=20)
-    sampling = models["wan"].patcher.get_model_object("model_sampling")
-    for evaluation in runs[0].evaluations[2:]:
-        inside = sampling.percent_to_sigma(0.8) < evaluation.level <= sampling.percent_to_sigma(0.5)
-        assert (evaluation.kind in ("full", "reuse")) == inside
+    inside = [evaluation.kind in ("full", "reuse") for evaluation in runs[0].evaluations]
+    assert inside == [10 <= step < 16 for step in range(20)]  # half of 20 steps, and four fifths
 
 
 def test_applying_twice_replaces_the_first(models, runs):
@@ -478,7 +476,7 @@ def swaps(monkeypatch):
     [
         ({}, 4, 0),  # too short to gain anything
         ({"warmup_steps": 1}, 12, 0),
-        ({"warmup_steps": 3, "end_percent": 0.5}, 12, 7),  # as long as the range lasts, in levels of flow shift 1
+        ({"warmup_steps": 3, "end_percent": 0.5}, 12, 6),  # as long as the range lasts
         ({"warmup_steps": 3}, 12, 12),
     ],
 )
