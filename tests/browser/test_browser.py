@@ -435,19 +435,19 @@ def test_reload_cached_run_and_bypass(page):
 
 def test_a_reload_in_mid_run_goes_on_where_the_run_is(page):
     seed = 13 if page.renderer == "classic" else 14
-    page.demo(80, seed)
+    page.demo(50, seed)
     page.set("KSampler", "cfg", 4)  # so that it lasts longer than a reload
     before = page.history()
     page.press_run()
-    page.page.wait_for_function("() => /evaluation ([3-9]|[1-9]\\d) of 80/.test(document.body.innerText)")
+    page.page.wait_for_function("() => /evaluation ([3-9]|[1-9]\\d) of 50/.test(document.body.innerText)")
     page.page.reload(wait_until="domcontentloaded")
     page.wait()
     if not page.page.locator(".foresight-map").count():  # this frontend does not bring unsaved workflows back
-        page.demo(80, seed)
+        page.demo(50, seed)
     page.wait_for_new(before)
-    page.page.wait_for_function("() => /evaluation 80 of 80/.test(document.body.innerText)", timeout=10_000)
+    page.page.wait_for_function("() => /evaluation 50 of 50/.test(document.body.innerText)", timeout=10_000)
     label = page.page.locator(".foresight-map canvas").get_attribute("aria-label")
-    assert label.startswith("Map of 12 blocks by 80 evaluations")
+    assert label.startswith("Map of 12 blocks by 50 evaluations")
     # events that come before the new page has loaded the pack
     early = "Unhandled message", "Unknown message type"
     page.errors = [error for error in page.errors if not error.startswith(early)]

@@ -24,6 +24,7 @@ STEPS = 30
 PROMPT = "a red ball moving right"
 ROWS = 8  # half of the picture, in 0.4 of the time
 NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))[..., :ROWS, :]
+QUARTER = NOISE[..., : ROWS // 2, :]
 SCHEDULERS = {
     "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=model.SHIFT),
     "uni_pc": lambda: diffusers.UniPCMultistepScheduler(
@@ -176,9 +177,9 @@ def _in_units(patcher, sampling, sampler):
     for config in (None, ForecastConfig()):
         with torch.inference_mode():
             latent = comfy.sample.sample_custom(
-                other if config is None else comfyui.apply_foresight(other, config), NOISE, CFG,
+                other if config is None else comfyui.apply_foresight(other, config), QUARTER, CFG,
                 comfy.samplers.sampler_object(sampler), sampling.level(shares), *conds,
-                torch.zeros_like(NOISE), disable_pbar=True, seed=0,
+                torch.zeros_like(QUARTER), disable_pbar=True, seed=0,
             )  # fmt: skip
         yield codec.decode(latent.float() / sampling.data)
 
