@@ -59,12 +59,12 @@ def table(results: dict) -> str:
         lines.append(f"| {' | '.join([*cells, _computed(row, 50)])} |")
     where = results["machine"]
     host = f"torch {where['torch']}, ComfyUI {where['comfyui']} with DynamicVRAM"
-    counts = [row["plans"][str(steps)] for row in results["models"].values()]
+    counts, now = [row["plans"][str(steps)] for row in results["models"].values()], planned(steps)
+    since = "" if min(counts) <= now <= max(counts) else f" (now {now})"
     note = (
         f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, whose errors say nothing, so "
         f"that the plan of threshold {results['threshold']:g} was prescribed: {min(counts)} to {max(counts)} of "
-        f"{steps} steps computed (today's has {planned(steps)} at shift {SHIFT:g}). A real video that changes more "
-        "than expected computes more."
+        f"{steps} steps computed{since}. A real video that changes more than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

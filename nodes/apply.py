@@ -66,7 +66,7 @@ class ForesightApply(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with Foresight in its sampler runs.")],
-            not_idempotent=True,  # its id goes into what it gives: no other node's is the same
+            not_idempotent=True,  # else ComfyUI's cache gives it what a node like it gave, with that one's id
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 

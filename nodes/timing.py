@@ -19,7 +19,7 @@ class ForesightTimer(io.ComfyNode):
             search_aliases=["benchmark", "stopwatch", "sampling time", "measure"],
             inputs=[io.Model.Input("model", tooltip="Any model; with Foresight, after it.")],
             outputs=[io.Model.Output(tooltip="The same model, timed.")],
-            not_idempotent=True,  # its id goes into what it gives: no other node's is the same
+            not_idempotent=True,  # else ComfyUI's cache gives it what a node like it gave, with that one's id
             hidden=[io.Hidden.unique_id],
         )
 

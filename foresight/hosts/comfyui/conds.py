@@ -50,7 +50,7 @@ def active_conds(conds: Mapping[str, list[dict]], sigma: float) -> tuple:
 
     Bounds are compared as core does it with levels in fp32. Where a bound lies on a step, as percents often do, the
     level would be on either side of it in double. A hook with keyframes that last for several evaluations counts as
-    changing all the time: it would not do again what the sampler, started again, does again.
+    changing all the time: ComfyUI would count those twice that are done again when the sampler is started again.
     """
     found = []
     for name, entries in conds.items():

@@ -66,13 +66,9 @@ def lists_in(latents: Tensors) -> int:
     """The same of a pipeline that gives a list of latents: all of one cond, then all of the next (Z-Image)."""
     for n in range(len(latents), 1, -1):
         each = len(latents) // n
-        if len(latents) % n == 0 and all(_same(x, latents[i % each]) for i, x in enumerate(latents)):
+        if len(latents) % n == 0 and all(equal(x, latents[i % each]) for i, x in enumerate(latents)):
             return n
     return 1
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _repeats(x: torch.Tensor, n: int) -> bool:

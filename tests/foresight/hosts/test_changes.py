@@ -262,13 +262,26 @@ def hooked(model, cond, *keyframes):
 @pytest.mark.parametrize(
     "keyframes, edges_at", [(((1.0, 0.0), (0.0, 0.6)), [12]), (((1.0, 0.0), (0.5, 0.3), (0.0, 0.3)), [6, 7])]
 )
-def test_a_hook_whose_strength_has_keyframes_is_forecast_between_them(model, runs, sampler, keyframes, edges_at):
+def test_a_hook_whose_strength_has_keyframes_is_forecast_between_them(
+    model, runs, sampler, keyframes, edges_at, monkeypatch
+):
+    strengths, prepare = [], comfy.hooks.HookKeyframeGroup.prepare_current_keyframe
+
+    def noted(self, curr_t, **options):
+        changed = prepare(self, curr_t, **options)
+        strengths[-1][float(curr_t)] = self.strength
+        return changed
+
+    monkeypatch.setattr(comfy.hooks.HookKeyframeGroup, "prepare_current_keyframe", noted)
+
     def sampled(patcher):
+        strengths.append({})
         cond = hooked(model, model.text(1), *keyframes)
         return sample(model, patcher, positive=cond, steps=20, sampler=sampler)
 
     plain = sampled(model.patcher)
     ours, again = (sampled(apply_foresight(model.patcher, CONFIG)) for _ in range(2))
+    assert strengths[1] == strengths[0] and len(strengths[0]) == 20  # in evaluations that are left out too
     assert torch.equal(ours, again) and ((ours - plain).norm() / plain.norm()).item() < 0.02
     left_out = [e.kind == "reuse" for e in runs[0].evaluations]
     assert any(left_out[: edges_at[0]]) and any(left_out[edges_at[-1] :]) and not any(left_out[at] for at in edges_at)
