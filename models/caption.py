@@ -40,6 +40,6 @@ def with_scores(text: str, aesthetic: float = 0.0, motion: float = 0.0, camera: 
         ("camera motion", camera.strip().lower(), camera.strip()),
     )
     for name, value, wanted in scores:
-        if wanted and f"{name}:" not in text:
+        if wanted and f"{name}:" not in text.lower():
             text += f" {name}: {value}."
     return text.strip()

@@ -70,12 +70,17 @@ class ForesightReport(io.ComfyNode):
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
         ray = isinstance(model, dict)
         present = Present() if ray else present_in(cls.hidden)
-        runs = newest_run_in(model) if ray else runs_on(model, present)
-        named, sums = named_runs(runs, present), figures.totals(runs)
+        nothing = _NOTHING
+        try:
+            runs = newest_run_in(model) if ray else runs_on(model, present)
+            sums = figures.totals(runs)
+        except Exception as error:  # a worker is lost, say, or has another version: the video is there
+            runs, sums, nothing = [], figures.totals([]), f"no figures, the latent is passed on: {error}"
+        named = named_runs(runs, present)
         key = present.prompt_id, filename_prefix, *((name, run.get("run")) for name, run in named.items())
         if key not in _drawn or present.prompt_id is None:
             _drawn.clear()
-            _drawn[key] = draw(named, filename_prefix)
+            _drawn[key] = draw(named, filename_prefix, nothing)
         text, map_image, message = _drawn[key]
         return io.NodeOutput(
             latent,
@@ -94,11 +99,15 @@ class ForesightReport(io.ComfyNode):
 _drawn: dict[tuple, tuple[str, torch.Tensor, str]] = {}
 
 
-def draw(named: dict[str, dict], filename_prefix: str) -> tuple[str, torch.Tensor, str]:
-    """The table, the map, and what the node shows: the table, and where the report was saved."""
+def draw(named: dict[str, dict], filename_prefix: str, nothing: str) -> tuple[str, torch.Tensor, str]:
+    """The table, the map, and what the node shows: the table, and where the report was saved.
+
+    Args:
+        nothing: The text where there are no runs.
+    """
     runs = list(named.values())
     plotted = {name: run for name, run in named.items() if run["total"]}
-    text = figures.table(named) if runs else _NOTHING
+    text = figures.table(named) if runs else nothing
     map_image = image_of(
         plot.run_map(plotted, "Foresight: what was computed and what was left out") if plotted else plot.note(text)
     )

@@ -1,5 +1,6 @@
 """The pages for developers: their examples run, their links lead somewhere, and the names in them exist."""
 
+import ast
 import dataclasses
 import importlib.util
 import inspect
@@ -276,14 +277,29 @@ def test_every_name_is_in_the_code(path):
     assert names - words == set()
 
 
+def test_every_message_that_the_help_page_quotes_is_one(path=ROOT / "js" / "docs" / "ForesightApply.md"):
+    """In bold in its lists; `...` and n stand for what a message is filled with."""
+    code = [p for folder in ("foresight", "nodes", "models") for p in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(p.read_text(encoding="utf-8")) for p in code]
+    texts = [n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    texts += [p.read_text(encoding="utf-8") for p in (ROOT / "js").glob("*.js")]
+    said = "\n".join(text for text in texts if isinstance(text, str))
+    items = re.findall(r"^- \*\*.*(?:\n  .*)*", path.read_text(encoding="utf-8"), re.M)
+    bold = [" ".join(text.split()) for item in items for text in re.findall(r"\*\*([^*]+)\*\*", item)]
+    parts = [part.strip(" ,") for text in bold for part in re.split(r"\.\.\.|\bn\b", text)]
+    assert [part for part in parts if len(part) > 5 and part not in said] == [] and len(bold) > 9
+
+
 def test_a_wrong_name_and_a_wrong_path_are_found(tmp_path):
     wrong = tmp_path / "page.md"
-    wrong.write_text("`Run.outputs`, `not_there()`, `foresight/policy.py`, `policies.py`, [a](b.md)", encoding="utf-8")
+    text = "`Run.outputs`, `not_there()`, `foresight/policy.py`, `policies.py`, [a](b.md), \n- **no message at all**"
+    wrong.write_text(text, encoding="utf-8")
     for check in (
         test_every_link_leads_to_a_file,
         test_every_path_is_that_of_a_file_or_folder,
         test_every_member_of_ours_exists,
         test_every_name_is_in_the_code,
+        test_every_message_that_the_help_page_quotes_is_one,
     ):
         with pytest.raises(AssertionError):
             check(wrong)

@@ -23,6 +23,13 @@ class Offload:
     fallback: torch.device | None = None
     copy_stream: Callable[[torch.device], object] | None = None
 
+    @classmethod
+    def of(cls, cache_device: str, copy_stream: Callable[[torch.device], object] | None = None) -> "Offload":
+        """As the user's setting says: "gpu", "cpu" (RAM) or "auto", RAM where the model's device is short."""
+        ram = torch.device("cpu")
+        device, fallback = ram if cache_device == "cpu" else None, ram if cache_device == "auto" else None
+        return cls(device, fallback, copy_stream)
+
     def copy(self, source: torch.Tensor, target: torch.Tensor, device: torch.device) -> None:
         """Begin to copy between the model's `device` and ours; call `wait` before the target is used."""
         stream = self.copy_stream and self.copy_stream(device)

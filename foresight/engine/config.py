@@ -39,7 +39,8 @@ class Config:
         reuse_interval: R, at least every R-th evaluation is computed in full; 0 lets the method choose, 1 turns it off.
         start_percent: Share of sampling before which everything is computed.
         end_percent: Share of sampling after which everything is computed.
-        cache_device: Where stored tensors wait between evaluations: "gpu" (the model's device), "cpu", or "auto".
+        cache_device: Where stored tensors wait between evaluations: "gpu" (the model's device), "cpu" (RAM), or "auto":
+            on the model's device where they fit into the budget, else in RAM.
         cache_budget_gb: Memory that stored tensors may take, in GiB; 0 lets the host choose.
         validate: What is left out is computed as well, for the record alone, which then says by how much it was off.
             The video is the same; nothing is saved.

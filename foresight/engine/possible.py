@@ -4,6 +4,10 @@ from .policy import Decision, Policy
 from .schedule import Phase, Schedule
 from .stats import Evaluation, Kind
 
+APART = (  # said at the end of a run
+    "no part of the video came twice in a row, or its latent did not go on from step to step (moving context windows, "
+    "two latents, a mask that keeps everything, a hook that always changes?)"
+)
 _KINDS: dict[Phase, Kind] = {"warmup": "warmup", "before": "outside", "after": "plain"}
 
 

@@ -14,7 +14,7 @@ from .config import Config
 from .counted import Counted
 from .holding import Holding
 from .policy import BlockCall, Decision, Policy, Resources, policy_of
-from .possible import most_reuse, why_nothing
+from .possible import APART, most_reuse, why_nothing
 from .restarts import Restarts
 from .schedule import Schedule
 from .stats import Evaluation, RunStats
@@ -22,7 +22,6 @@ from .tape import Tape
 from .tensors import Tensors, is_out_of_memory
 from .validate import Validation
 
-_APART = "no part of the video came twice in a row (moving context windows, two latents, a hook that always changes?)"
 _FEW = 3  # evaluations; of fewer that means nothing
 
 
@@ -216,7 +215,7 @@ class Run(Restarts, Holding):
             self.kind = "plain"
             few = not self._schedule.is_warm or sum(e.kind != "plain" for e in self.stats.evaluations) < _FEW
             if not (self.stats.inactive or self._policy.has_measured or few):
-                self.stats.inactive = _APART
+                self.stats.inactive = APART
             self._policy.drop()
         return self.stats
 

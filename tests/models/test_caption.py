@@ -24,4 +24,5 @@ def test_scores_are_appended_in_the_references_order():
     text = with_scores("a car", 6.5, 4, "Pan Right")
     assert text == "a car aesthetic score: 6.5. motion score: 4.0. camera motion: pan right."
     assert with_scores(text, 5, 1, "static") == text  # what the prompt says itself stays
+    assert with_scores("A car. Motion Score: 4.", 0, 1) == "A car. Motion Score: 4."
     assert with_scores(" a car ") == "a car"

@@ -9,8 +9,11 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import folder_paths
+
 from foresight.engine import METHODS
 from foresight.hosts.comfyui import KEY, in_worker, workers
+from pack.nodes import report
 from pack.nodes.apply import ForesightApply
 from pack.nodes.demo import ForesightDemoModel
 from pack.nodes.ray import ForesightRay
@@ -100,6 +103,24 @@ def test_the_report_shows_the_first_workers_newest_run(actors, by_value):
     assert 0 < ratio < 1 and "earlier prompt" not in text
     nothing = execute(ForesightReport, {"workers": actors["workers"][1:]}, latent, "", prompt={}).args[2]
     assert "did not run" in nothing
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        (lambda: [{"format": 3}], "format=3"),
+        (lambda: workers.newest_run_in({"workers": [object()]}), "these are no workers of raylight"),
+        (lambda: 1 / 0, "division by zero"),
+    ],
+    ids=["another version", "no workers", "lost"],
+)
+def test_a_report_that_has_no_figures_says_why_and_lets_the_video_through(actors, monkeypatch, tmp_path, found, said):
+    monkeypatch.setattr(report, "newest_run_in", lambda actors: found())
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    latent = {"samples": torch.zeros(1)}
+    given, image, text, speedup, *others = execute(ForesightReport, actors, latent, "r", prompt={}).args
+    assert given is latent and image.std() > 0.01 and (speedup, *others) == (1.0, 0.0, 0.0, 0.0, 0.0)
+    assert text.startswith("no figures, the latent is passed on: ") and said in text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("other", [None, {}, {"workers": []}, {"workers": [object()]}, object()])

@@ -63,12 +63,22 @@ def test_a_list_of_latents_has_one_report(model, tmp_path):
 
 
 def test_the_report_file_of_a_real_run_fits_the_schema(model, tmp_path):
+    """Also of a run that left nothing out, of one that is inactive, and of one that computed more than a plain run."""
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
     schema = json.loads((Path(__file__).parents[2] / "foresight" / "report" / "schema.json").read_text())
-
-    patched = apply_foresight(model, FAST, "7")
-    execute(ForesightReport, patched, sample(patched), "r")
-    jsonschema.validate(json.loads((tmp_path / "output" / "r_00001_.json").read_text()), schema)
+    runs = {
+        "blocks": (FAST, "euler"),
+        "nothing": (ForecastConfig(threshold=0.01), "euler"),
+        "inactive": (ForecastConfig(), "dpm_adaptive"),
+        "more": (ForecastConfig(threshold=1.0), "sa_solver"),
+    }
+    for name, (config, sampler) in runs.items():
+        patched = apply_foresight(model, config, "7")
+        execute(ForesightReport, patched, sample(patched, name, steps=20, sampler=sampler), name, prompt_id=name)
+        jsonschema.validate(json.loads((tmp_path / "output" / f"{name}_00001_.json").read_text()), schema)
+    blocks, nothing, inactive, more = live.runs()
+    assert blocks["block_speedup"] > nothing["block_speedup"] == 1 > more["block_speedup"]
+    assert inactive["inactive"] and more["taken_back"]
 
 
 @pytest.mark.parametrize("sampler, restarted", [("euler", False), ("res_multistep", True)])

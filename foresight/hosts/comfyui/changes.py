@@ -2,8 +2,8 @@
 
 The functions that ComfyUI is given look at the noise level themselves, so that nothing in the options changes when they
 do. They hold the levels between which they work under names like `sigma_start`, `end_percent`, `sigma_lo` (CFG
-Override) or `cfg_trunc` (RenormCFG), and there they are read. What is known of an evaluation is the same on one side of
-such a level only.
+Override) or `cfg_trunc` (RenormCFG), also in lists and dicts (IPAdapter's), and there they are read. What is known of
+an evaluation is the same on one side of such a level only.
 """
 
 import dis
@@ -21,6 +21,7 @@ STAYS = 6  # evaluations; a number that has been the same for so long is no coun
 FEW = 4  # values of a number that names trajectories
 _BEGINS, _ENDS = {"hi", "high", "max", "from"}, {"lo", "low", "min", "to", "trunc"}  # as words of a name
 _EMPTY = types.CellType()
+MOST_HELD = 64  # entries of a list or dict that may hold levels
 MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
 
 
@@ -64,7 +65,7 @@ class Edges:
     def _of_guider(self, guider: object) -> Iterator[tuple[float, bool]]:
         """A guider's own percents are shares of the run's steps (KJNodes' scheduled CFG)."""
         last = len(self._levels) - 1
-        for name, x in _plain(getattr(guider, "__dict__", {})):
+        for name, x in _plain(getattr(guider, "__dict__", {}), depth=0):
             if _bounds(name) and "percent" in name and 0 < x < 1:
                 step = math.floor(x * last + 1e-6) if _is_end(name) else math.ceil(x * last - 1e-6)
                 yield self._levels[step], _is_end(name)
@@ -125,12 +126,16 @@ def _numbers(function: object, depth: int = 3) -> Iterator[tuple[str, float]]:
             yield from _plain(getattr(value, "__dict__", {}))
 
 
-def _plain(values: Mapping) -> Iterator[tuple[str, float]]:
+def _plain(values: Mapping, depth: int = 2) -> Iterator[tuple[str, float]]:
+    """Numbers by name, with the bounds that lie in short lists and dicts among them; a list's are called as it is."""
     for name, x in values.items():
         if isinstance(x, (int, float)) and not isinstance(x, bool):
             yield str(name).lower(), x
         elif isinstance(x, torch.Tensor) and x.numel() == 1 and x.device.type == "cpu":  # a device is not read here
             yield str(name).lower(), float(x)
+        elif isinstance(x, (Mapping, list, tuple)) and len(x) <= MOST_HELD and depth:
+            inside = [x] if isinstance(x, Mapping) else [{name: item} for item in x]
+            yield from ((of, bound) for one in inside for of, bound in _plain(one, depth - 1) if _bounds(of))
 
 
 def _content(cell: object) -> object:

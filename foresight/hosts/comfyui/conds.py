@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import comfy.samplers
 import torch
@@ -49,20 +49,31 @@ def active_conds(conds: Mapping[str, list[dict]], sigma: float) -> tuple:
     """Which conds are active at this sigma, which of their ControlNets, and how strong their hooks are.
 
     Bounds are compared as core does it with levels in fp32. Where a bound lies on a step, as percents often do, the
-    level would be on either side of it in double. A hook with keyframes that last for several evaluations counts as
+    level would be on either side of it in double. What has keyframes that last for several evaluations counts as
     changing all the time: ComfyUI would count those twice that are done again when the sampler is started again.
     """
     found = []
     for name, entries in conds.items():
         for cond in entries or ():
-            control, controls = cond.get("control"), []
-            while control is not None:
-                start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
-                controls.append(fp32(end) <= sigma <= fp32(start))
-                control = getattr(control, "previous_controlnet", None)
-            strengths = [sigma if _lasts(keyframes) else keyframes.strength for keyframes in _keyframes(cond)]
+            strengths = [sigma if _lasts(group.keyframes) else group.strength for group in _keyframes(cond)]
+            controls = _controls(cond.get("control"), sigma)
             found.append((name, cond.get("uuid"), _is_active(cond, sigma), *controls, *strengths))
     return tuple(found)
+
+
+def _controls(control: object, sigma: float) -> Iterator[bool | float]:
+    """Of a ControlNet and those before it: whether it is active, and at which of its keyframes it is.
+
+    Keyframes of strength are Advanced-ControlNet's, which turns their percents into noise levels before the run.
+    """
+    while control is not None:
+        start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
+        yield fp32(end) <= sigma <= fp32(start)
+        keyframes = getattr(control, "timestep_keyframes", None)
+        keyframes = list(getattr(keyframes, "keyframes", keyframes) or ())
+        begun = sum(sigma <= fp32(getattr(keyframe, "start_t", math.inf)) for keyframe in keyframes)
+        yield sigma if _lasts(keyframes) else begun
+        control = getattr(control, "previous_controlnet", None)
 
 
 def follow_keyframes(
@@ -88,8 +99,8 @@ def _keyframes(cond: dict) -> list:
     return [group for group in groups if len(getattr(group, "keyframes", ())) > 1]
 
 
-def _lasts(keyframes: object) -> bool:
-    return any(getattr(keyframe, "guarantee_steps", 1) > 1 for keyframe in keyframes.keyframes)
+def _lasts(keyframes: Iterable) -> bool:
+    return any(getattr(keyframe, "guarantee_steps", 1) > 1 for keyframe in keyframes)
 
 
 def is_guided(guider: comfy.samplers.CFGGuider) -> bool:

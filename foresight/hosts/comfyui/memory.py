@@ -14,12 +14,8 @@ RAM = torch.device("cpu")
 
 def offload(config: Config) -> Offload:
     """Where the stored tensors of a run wait, by the user's `cache_device`."""
-    return Offload(
-        device=RAM if config.cache_device == "cpu" else None,
-        fallback=RAM if config.cache_device == "auto" else None,
-        # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
-        copy_stream=functools.cache(comfy.model_management.get_offload_stream),
-    )
+    # one of ComfyUI's streams for moving weights; each time it is asked, it gives the next of them
+    return Offload.of(config.cache_device, functools.cache(comfy.model_management.get_offload_stream))
 
 
 def planned_bytes(

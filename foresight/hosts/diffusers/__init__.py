@@ -85,9 +85,11 @@ def _behind_offloading(module: torch.nn.Module, registry: HookRegistry):
         module._old_forward, module.forward = module.forward, outer
 
 
-def _check(transformer: torch.nn.Module, config: Config) -> None:
-    """Refuse a diffusers that is too old and a model that cannot be; say that a model was not tested."""
+def _check(transformer: torch.nn.Module, config: Config, steps: int | None) -> None:
+    """Refuse a diffusers that is too old, a number that is none and a model that cannot be; say what was not tested."""
     check_version(diffusers.__version__)
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps={steps!r}: must be a whole number of 1 or more, or None where the pipeline says it")
     family = family_for(transformer, config)
     if not family.known:
         log.info("Foresight: %s is not among the models that were tested; validate shows how good it is", family.name)
@@ -120,10 +122,11 @@ def apply_foresight(
 
     Raises:
         ImportError: diffusers is older than 0.42.
+        ValueError: steps is no whole number, or less than 1.
         UnsupportedModel: the method looks at blocks and this class has no record; or it has no latent or timestep.
     """
     transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
-    _check(transformer, config := config or ForecastConfig())
+    _check(transformer, config := config or ForecastConfig(), steps)
     keep_out_of_graphs()  # diffusers has loaded the compiler
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if (before := registry.get_hook(NAME)) is not None:

@@ -192,12 +192,11 @@ class ForesightHook(ModelHook):
         self._threads.begin_run()
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        offload = Offload(torch.device("cpu") if self._config.cache_device == "cpu" else None)
         run = Run(
             self._config,
             steps=getattr(self._context, "num_inference_steps", None) or self._steps,
             noise=self._share if self._family.flow and level is not None else None,
-            offload=offload,
+            offload=Offload.of(self._config.cache_device),
             inactive=self._ranks.never,
             worst=self._ranks.worst,
             first_step=getattr(self._context, "step_index", None),

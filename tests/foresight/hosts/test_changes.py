@@ -79,6 +79,24 @@ def given(func, *args, sigma_start, **kwargs):
     return (other if level_in(kwargs) <= sigma_start else func)(*args, **kwargs)
 
 
+class Holding:
+    """As other packs' nodes hold it (IPAdapter's lists, PuLID's list of dicts): the bound is `found` in `held`."""
+
+    def __init__(self, name, held, found):
+        setattr(self, name, held)
+        self.found = lambda: found(held)
+
+    def __call__(self, func, *args, **kwargs):
+        return (other if level_in(kwargs) <= self.found() else func)(*args, **kwargs)
+
+
+def in_a_dict(settings):
+    def override(func, *args, **kwargs):
+        return (other if level_in(kwargs) <= settings["sigma_start"] else func)(*args, **kwargs)
+
+    return override
+
+
 def on_top(before):
     """A second override, which hands on to the one that was there."""
 
@@ -98,6 +116,9 @@ OVERRIDES = {
     "a method": Callable(MIDDLE).method,
     "partial": functools.partial(given, sigma_start=MIDDLE),
     "under another": on_top(window(MIDDLE)),
+    "a list of an object": Holding("sigma_starts", [MIDDLE, 0.0], lambda held: held[0]),
+    "dicts of an object": Holding("kwargs", [{"sigma_start": MIDDLE}], lambda held: held[0]["sigma_start"]),
+    "a dict": in_a_dict({"sigma_start": MIDDLE, "strength": 0.95}),
 }
 
 

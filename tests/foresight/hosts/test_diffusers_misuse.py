@@ -214,6 +214,29 @@ def test_what_the_pipeline_says_goes_before_what_was_told():
         assert torch.equal(sample(pipe), ours) and kinds(handle) == usual
 
 
+@pytest.mark.parametrize("place", ["auto", "cpu", "gpu"])
+@pytest.mark.parametrize("config", [ForecastConfig, PaperConfig])
+def test_what_does_not_fit_into_the_budget_waits_in_ram_unless_it_must_not(config, place):
+    pipe = pipeline()
+    handle = apply_foresight(pipe.transformer, config(threshold=2.0))
+    sample(pipe)
+    budget = 0.85 * handle.stats.peak_bytes / 2**30
+    handle = apply_foresight(pipe.transformer, config(threshold=2.0, cache_device=place, cache_budget_gb=budget))
+    sample(pipe)
+    if place == "gpu":
+        assert ", the budget is " in handle.stats.inactive
+    else:
+        assert handle.stats.inactive is None and handle.stats.in_ram and handle.stats.reused
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, "8"])
+def test_a_number_of_steps_that_is_none_is_refused(steps):
+    transformer = pipeline().transformer
+    with pytest.raises(ValueError, match=f"steps={steps!r}: must be a whole number of 1 or more, or None"):
+        apply_foresight(transformer, CONFIG, steps=steps)
+    assert not hasattr(transformer, "_diffusers_hook")
+
+
 def test_gradients_are_those_of_the_model(caplog):
     """Forecasts have none: half of a run's would be missing, and nobody would see it."""
     net = wan().model

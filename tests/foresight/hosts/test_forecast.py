@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import types
 
 import pytest
 import torch
@@ -145,6 +146,22 @@ def test_what_is_active_is_told_apart():
     assert before == at(0.5)
     Keyframes.strength = 0.5
     assert before != at(0.5)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_controlnet_whose_strength_has_keyframes_is_another_behind_each(grouped):
+    """As Advanced-ControlNet's, whose keyframes know their noise levels once the run is about to begin."""
+    Keyframe = types.SimpleNamespace
+    keyframes = [Keyframe(start_percent=p, start_t=t, guarantee_steps=1) for p, t in ((0.0, 999999999.9), (0.4, 0.6))]
+    control = types.SimpleNamespace(
+        timestep_keyframes=types.SimpleNamespace(keyframes=keyframes) if grouped else keyframes,
+        timestep_range=None,
+        previous_controlnet=types.SimpleNamespace(timestep_range=(1.0, 0.3)),  # one without
+    )
+    at = lambda sigma: active_conds({"positive": [{"uuid": 1, "control": control}]}, sigma)  # noqa: E731
+    assert at(0.9) == at(0.7) != at(0.6) == at(0.5) != at(0.2)
+    keyframes[1].guarantee_steps = 2
+    assert at(0.9) != at(0.7) and at(0.6) != at(0.5)
 
 
 def test_what_begins_or_ends_on_a_step_is_active_there_as_it_is_in_core():
