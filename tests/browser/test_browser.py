@@ -56,8 +56,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-FRONTENDS = "pinned", "newest"
-PAIRS = [(renderer, which) for which in FRONTENDS for renderer in RENDERERS]
+PAIRS = [(renderer, which) for which in ("pinned", "newest") for renderer in RENDERERS]
 if not os.environ.get("FORESIGHT_EVERY_FRONTEND"):
     PAIRS = [PAIRS[0], PAIRS[-1]]  # classic on the pinned one, Nodes 2.0 on the newest
 
@@ -506,11 +505,8 @@ def test_the_ab_workflow_shows_the_measured_speed_up(page, pictures):
     page.page.screenshot(path=pictures / f"ab.{page.renderer}.png")
 
 
-@pytest.mark.parametrize("which", FRONTENDS)
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_both_themes(browser, request, pictures, renderer, which):
+def test_both_themes(page, pictures):
     """As a user changes it: while the page is open, with a finished run on the map."""
-    page = Page(browser, request.getfixturevalue(which), renderer)
     page.demo(seed=9)
     before = page.history()
     page.press_run()
@@ -519,12 +515,12 @@ def test_both_themes(browser, request, pictures, renderer, which):
     for theme in ("dark", "light"):
         page.theme(theme)
         assert f"evaluation {STEPS} of {STEPS}" in page.figures and not page.errors
-        page.page.screenshot(path=pictures / f"{theme}.{which}.{renderer}.png")
+        page.page.screenshot(path=pictures / f"{theme}.{page.renderer}.png")
         colours.append(
             page.run(
                 "() => { const s = getComputedStyle(document.querySelector('.foresight-map'));"
                 " return [s.getPropertyValue('--foresight-computed'), s.color]; }"
             )
         )
-    page.page.close()
+    page.theme("dark")
     assert [computed for computed, _ in colours] == ["#555b65", "#d6d6ce"] and colours[0][1] != colours[1][1]
