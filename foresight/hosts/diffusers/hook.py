@@ -18,6 +18,7 @@ from ..ranks import Ranks, ranks_of
 from .families import family_for
 from .latents import Latents, channels_of, latents_of, names_of
 from .outputs import Result, View
+from .signs import Signs
 from .streams import Streams
 from .threads import Threads
 
@@ -54,8 +55,7 @@ class ForesightHook(ModelHook):
     def _begin_run(self) -> None:
         self._streams = Streams()
         self._last_level: float | None = None
-        self._told: tuple[int | None, int] = None, -1  # steps of the run and the newest one, as the pipeline says it
-        self._asked: set[str | None] = set()  # the contexts of that one
+        self._signs = Signs()
         self._before: Tensors = ()  # the latents of the newest evaluation
         self._scale = 1.0  # levels over shares of noise
         self._latents = Latents()
@@ -121,18 +121,17 @@ class ForesightHook(ModelHook):
             self._context = self._contexts.context
         except ValueError:  # a pipeline without contexts
             self._context = None
-        if self._is_of_another_run():
+        if self._run is not None and self._signs.of_another_run(self._context):
             self.end_run()
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         context, rest = getattr(self._context, "name", None), self._rest(arguments)
         name, begins = self._streams.of_call(context, timestep, rest, latents)
         if begins:
-            self._asked = set()
             self._parts = names_of(self._family, arguments)
             self._begin_evaluation(self._level_of(timestep), name, latents)
         else:
             self._latents.look(name, latents)
-        self._asked.add(context)
+        self._signs.note(self._context, begins)
         kept = (x for x in tree_leaves((args, kwargs)) if isinstance(x, (torch.Tensor, str, bool)))
         form = tuple((x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in kept)
         return name, (form, self._streams.breaks(name), self._latents.found(name, latents)), latents
@@ -163,18 +162,7 @@ class ForesightHook(ModelHook):
                 level, checked = self._run.read_back(level, parts), True
                 self._scale = _scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
-        self._last_level, self._before, self._told = level, latents, self._says()
-
-    def _says(self) -> tuple[int | None, int]:
-        """Steps of the run and the present one, as the pipeline says it."""
-        step = getattr(self._context, "step_index", None)
-        return getattr(self._context, "num_inference_steps", None), -1 if step is None else step
-
-    def _is_of_another_run(self) -> bool:
-        """Whether the pipeline says so: one that an error has ended elsewhere is not over for a transformer."""
-        (steps, step), (steps_before, before) = self._says(), self._told
-        again = step == before >= 0 and getattr(self._context, "name", None) in self._asked
-        return self._run is not None and (steps != steps_before or step < before or again)
+        self._last_level, self._before = level, latents
 
     def _turn(self, level: float, latents: Tensors) -> float:
         """The level, counted the other way where a model without a record turns out to have timesteps that rise.
