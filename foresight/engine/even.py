@@ -6,6 +6,9 @@ Most schedules are even in time under a flow shift: in step k there is t = t_0 -
 
 Three levels tell t_0, d and shift, which is all that there is to know of such a schedule. The fourth shows whether it
 is one: of others (Karras, beta) nothing is told.
+
+One that is not even in time looks so at first: linear-quadratic levels (Mochi's, LTX's condition pipeline), whose first
+N / 2 steps are even over 0.025 of the noise. Taken for a whole run they would be 20 N steps without a shift.
 """
 
 import math
@@ -16,6 +19,8 @@ NEAR = 0.003  # of a step; a level so far from where it should be, and more, is 
 ROUNDED = 0.3  # the same where levels are rounded, since the fit goes by three rounded ones
 SURE = 0.1  # share of the number of steps that the rounding of the levels may leave open
 WHOLE = 0.005  # of a step; a schedule that comes so near to t = 0 ends there, others end a step before, just above it
+LINEAR = 0.05, 100  # 2 * 0.025, see above; most steps of such a schedule
+EQUAL = 0.001  # of a step; so near to each other are those of linear-quadratic levels, which are fp32
 PRECISIONS = 8, 11, 24  # bits of a mantissa: bfloat16, float16 (or whole numbers), float32
 
 
@@ -46,6 +51,38 @@ class Even:
         return below - around <= expected <= above + around
 
 
+class Shown:
+    """What the noise levels of a run's first steps show of the others.
+
+    Attributes:
+        even: The even steps that they fit, None where they fit none or leave it open.
+    """
+
+    def __init__(self, most: int):
+        self.even: Even | None = None
+        self._most, self._quadratic = most, None  # steps at the most; those of linear-quadratic levels
+
+    @property
+    def steps(self) -> int | None:
+        """How many there are, None where that is not known."""
+        return self._quadratic or (self.even.steps if self.even is not None else None)
+
+    def see(self, levels: Sequence[float], noise: Callable[[float], float]) -> bool:
+        """Look at the levels so far, whenever there is one more of them; whether they show something new.
+
+        Args:
+            levels: Those of the run's first steps, without one missing, falling.
+            noise: Share of noise at a level.
+        """
+        before = self.steps
+        self.even = even_of(levels, noise, self._most)
+        if len(levels) == 3:
+            self._quadratic = linear_quadratic(levels, noise)
+        elif self._quadratic is not None and len(levels) > self._quadratic:
+            self._quadratic = None  # they were even after all
+        return self.steps != before if None in (before, self.steps) else abs(self.steps - before) > 1
+
+
 def shifted(t: float, shift: float) -> float:
     """Share of noise at time t, 1..0, under a flow shift."""
     return shift * t / (1 + (shift - 1) * t)
@@ -72,6 +109,23 @@ def even_of(levels: Sequence[float], noise: Callable[[float], float], most: int)
     lengths, fit = [fit.first / fit.step for fit in found], found[0]
     even = all(fit.fits(i, noise(x * (1 - off)), noise(x * (1 + off)), near) for i, x in enumerate(levels))
     return fit if even and max(lengths) - min(lengths) < SURE * lengths[0] else None
+
+
+def linear_quadratic(levels: Sequence[float], noise: Callable[[float], float]) -> int | None:
+    """N of linear-quadratic levels, which the first three of a run show; None of others.
+
+    Args:
+        levels: Those of its first steps, falling.
+        noise: Share of noise at a level.
+    """
+    if len(levels) != 3:
+        return None
+    first, second, third = map(noise, levels)
+    step, (over, most) = (first - third) / 2, LINEAR
+    if first != 1 or step <= 0 or abs(first - second - step) > EQUAL * step:
+        return None
+    steps = round(over / step)
+    return steps if 8 <= steps <= most and abs(over / step - steps) <= 2 * EQUAL * steps else None
 
 
 def _are_of(levels: Sequence[float], bits: int) -> bool:

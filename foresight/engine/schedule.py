@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import Config
-from .even import Even, even_of, shifted
+from .even import Even, Shown, shifted
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
@@ -104,7 +104,7 @@ class Schedule:
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the different levels so far
-        self._even: Even | None = None  # what they show
+        self._shown = Shown(MOST_STEPS)  # what they show
         self._times: list[float] = []  # that are likely left at every step
         self._news = False
 
@@ -116,7 +116,7 @@ class Schedule:
     @property
     def length(self) -> int | None:
         """Denoising steps of the run; where nobody says it, what its levels so far show, None before that."""
-        return self._first_step + self._even.steps if self.steps is None and self._even is not None else self.steps
+        return self.steps if self.steps or not self._shown.steps else self._first_step + self._shown.steps
 
     def place(self, level: float | None) -> Place:
         """Where the next evaluation stands; asked once for each, in order."""
@@ -165,7 +165,7 @@ class Schedule:
 
         Three of them tell all, see `even`. Two tell the flow shift, of as many steps as there are in the time.
         """
-        even, first = self._even, self._first_step
+        even, first = self._shown.even, self._first_step
         if even is None or abs(first + even.steps - steps) > 1:
             d = 1 / max(1, steps)
             even = Even(1 - first * d, d, self._likely_shift(1 - (first + 1) * d))
@@ -263,9 +263,7 @@ class Schedule:
         self._seen.append(level)
         if min(self._seen) <= 0:
             return
-        even, known = even_of(self._seen, self._noise or (lambda x: x / self._seen[0]), MOST_STEPS), self._even
-        if (even is None) != (known is None) or even is not None and abs(even.steps - known.steps) > 1:
-            self._even, self._news = even, True
+        self._news |= self._shown.see(self._seen, self._noise or (lambda x: x / self._seen[0]))
 
     def _following(self, level: float) -> float:
         """The level that comes next, if steps go on growing or shrinking as the last two did."""

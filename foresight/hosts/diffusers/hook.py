@@ -121,17 +121,21 @@ class ForesightHook(ModelHook):
             self._context = self._contexts.context
         except ValueError:  # a pipeline without contexts
             self._context = None
-        if self._run is not None and self._signs.of_another_run(self._context):
-            self.end_run()
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
-        context, rest = getattr(self._context, "name", None), self._rest(arguments)
-        name, begins = self._streams.of_call(context, timestep, rest, latents)
+        near = functools.partial(_near, latents, self._before)
+        if self._run is not None and self._signs.of_another_run(self._context, timestep, near):
+            self.end_run()
+        of_call = getattr(self._context, "name", None), timestep, self._rest(arguments), latents
+        name, begins = self._streams.of_call(*of_call)
+        if begins and self._run is not None and self._streams.changed and not near():  # another prompt, another video
+            self.end_run()
+            name, begins = self._streams.of_call(*of_call)
         if begins:
             self._parts = names_of(self._family, arguments)
             self._begin_evaluation(self._level_of(timestep), name, latents)
         else:
             self._latents.look(name, latents)
-        self._signs.note(self._context, begins)
+        self._signs.note(self._context, timestep, begins)
         kept = (x for x in tree_leaves((args, kwargs)) if isinstance(x, (torch.Tensor, str, bool)))
         form = tuple((x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in kept)
         return name, (form, self._streams.breaks(name), self._latents.found(name, latents)), latents

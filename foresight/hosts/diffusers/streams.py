@@ -18,6 +18,9 @@ class Streams:
     text) is the same stream, any other is named by its place in the evaluation. The evaluation is over when a stream
     comes a second time, or when the noise level changes. But a second time with the very latent that the evaluation
     began with is a stream of its own: guidance asks for the cond again, with some of the model's layers changed (SLG).
+
+    Attributes:
+        changed: With the newest call, what its stream is for is not what it was in the calls before.
     """
 
     def __init__(self):
@@ -29,6 +32,7 @@ class Streams:
         self._breaks: dict[str, int] = {}
         self._given: dict[str, _Given] = {}
         self._latents: list = []  # with which the evaluation began
+        self.changed = False
 
     def of_call(
         self, context: str | None, timestep: torch.Tensor | None, given: Mapping, latents: Sequence[torch.Tensor] = ()
@@ -59,8 +63,8 @@ class Streams:
             self._asked[name] = _noted(asked)
         self._timestep = _noted([level])
         was_away = self._last.get(name, self._evaluation) < self._evaluation - 1
-        changed = self._given.setdefault(name, _Given()).changes(asked)
-        self._breaks[name] = self._breaks.get(name, 0) + (was_away or changed)
+        self.changed = self._given.setdefault(name, _Given()).changes(asked)
+        self._breaks[name] = self._breaks.get(name, 0) + (was_away or self.changed)
         self._last[name] = self._evaluation
         return name, begins
 

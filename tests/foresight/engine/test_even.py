@@ -7,7 +7,7 @@ import torch
 
 from foresight import ForecastConfig
 from foresight.engine import Run
-from foresight.engine.even import Even, even_of, shifted
+from foresight.engine.even import Even, even_of, linear_quadratic, shifted
 from foresight.engine.schedule import Schedule
 
 MOST = 1000
@@ -107,6 +107,41 @@ def test_of_steps_that_are_not_even_nothing_is_told(made, steps):
     for level in made(steps)[:6]:
         schedule.place(level)
     assert schedule.length is None
+
+
+def quadratic(steps):
+    """As Mochi's and those of LTX's condition pipeline: half of the steps over 0.025 of the noise, the others grow."""
+    half, gone = steps // 2, 0.025
+    slope, rest = gone / half, steps - half
+    bend = (1 - gone - slope * rest) / rest**2
+    return [1 - (slope * k if k < half else gone + slope * (k - half) + bend * (k - half) ** 2) for k in range(steps)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+@pytest.mark.parametrize("steps", [8, 20, 30, 50, 64, 100])
+def test_linear_quadratic_levels_are_not_the_first_of_hundreds(steps, scale):
+    """The number stays known where the levels are no longer even, and what is planned ends where the run does."""
+    schedule = Schedule(ForecastConfig(), noise=lambda level: min(1.0, level / scale))
+    told = []
+    for level in quadratic(steps):
+        schedule.place(float(torch.tensor(level * scale)))
+        told.append(schedule.length)
+    assert told == [None, None] + [steps] * (steps - 2)
+    assert len(schedule.outlook()) == steps + 1
+
+
+@pytest.mark.parametrize("steps", [8, 12, 20, 30, 50, 100, 150])
+def test_even_steps_are_not_taken_for_linear_quadratic_ones(steps):
+    fp32 = [[float(torch.tensor(x)) for x in flow(steps, 1 + k / 20)[:3]] for k in range(400)]
+    assert [linear_quadratic(levels, lambda level: level) for levels in fp32] == [None] * 400
+
+
+def test_hundreds_of_even_steps_are_known_once_there_are_more_than_a_linear_quadratic_run_has():
+    told, schedule = [], Schedule(ForecastConfig(), noise=lambda level: level)
+    for level in flow(200, 1.0)[:12]:
+        schedule.place(level)
+        told.append(schedule.length)
+    assert told[2:10] == [10] * 8 and told[10:] == [200, 200]
 
 
 @pytest.mark.parametrize("levels", [[0.0, -0.1, -0.2], [0.25, 0.1, -0.1], [-1.0, -1.1, -1.2]])
