@@ -93,7 +93,7 @@ def main() -> int:
     if sys.version_info < (3, 10):
         parser.error(f"this is Python {platform.python_version()}; 3.10 or newer is needed")
     comfyui = comfyui_path()
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    env = dict(os.environ)
     if comfyui is None:
         env.pop("COMFYUI_PATH", None)
         print("ComfyUI not found (COMFYUI_PATH, ~/comfy/ComfyUI): going on without it.", flush=True)
