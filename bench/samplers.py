@@ -14,6 +14,7 @@ from foresight import Config, ForecastConfig, PaperConfig
 from models.demo.prompt import embed
 
 from .comfy import Demo, noise_of
+from .fronts import SAME
 
 ROOT = Path(__file__).parents[1]
 RESULT, PAGE = ROOT / "bench" / "results" / "samplers.json", ROOT / "docs" / "samplers.md"
@@ -69,7 +70,7 @@ def compare(plain: Sampled, ours: Sampled) -> dict:
     """What a run did, against the plain one."""
     error, run = (plain.clip - ours.clip).square().mean(), ours.record
     return {
-        "psnr": min(99.0, float(-10 * (error + 1e-10).log10())),
+        "psnr": min(SAME, float(-10 * (error + 1e-10).log10())),
         "speedup": run["block_speedup"],
         **{key: run[key] for key in ("inactive", "uncorrected", "restarts", "planned", "steps")},
     }
@@ -104,21 +105,28 @@ def page(found: dict) -> str:
             failed.append(sampler)
             continue
         cells = [_cell(rows[steps][name]) for steps, name in columns]
-        lines.append(f"| {sampler} | {' | '.join(cells)} | {_correction(rows[20]['forecast 1'])} |")
+        lines.append(f"| {sampler} | {' | '.join(cells)} | {_correction(sampler, rows)} |")
     text = TEXT.format(prompt=PROMPT, seed=SEED, cfg=CFG, cfg_pp=CFG_PP) + "\n".join(lines) + "\n"
     return text + (f"\nNot for this model, with or without Foresight: {', '.join(failed)}.\n" if failed else "")
 
 
 def _cell(run: dict) -> str:
-    return "plain" if run["speedup"] == 1 else f"{run['speedup']:.2f}x {run['psnr']:.1f}"
-
-
-def _correction(run: dict) -> str:
     if run["speedup"] == 1:
+        return "plain"
+    same = run["psnr"] == SAME
+    return f"{run['speedup']:.2f}x " + ("as plain" if same else f"{run['psnr']:.1f}")
+
+
+def _correction(sampler: str, rows: dict[int, dict]) -> str:
+    """How forecasts were corrected, over all runs of a sampler with the method forecast."""
+    runs = [run for row in rows.values() for name, run in row.items() if name.startswith("forecast")]
+    if all(run["speedup"] <= 1 for run in runs):
         return "nothing is left out"
-    if run["uncorrected"]:
-        return run["uncorrected"]
-    return "started again" if run["restarts"] else "paid back"
+    if why := next((run["uncorrected"] for run in runs if run["uncorrected"]), None):
+        return why
+    if sampler in ("euler", "ddim"):  # the same function
+        return "paid back"
+    return "started again" if any(run["restarts"] for run in runs) else "not started again"
 
 
 TEXT = """# Samplers
@@ -127,7 +135,7 @@ Every sampler of ComfyUI's KSampler on the bundled model: speed-up, and PSNR in 
 sampler. "plain" is a run in which nothing was left out. Speed-up counts evaluations (paper: block calls). One prompt
 ("{prompt}", seed {seed}), scheduler simple, CFG {cfg:g} ({cfg_pp:g} for the samplers of CFG++, which are made for it).
 Differences under 2 dB are chance. Made by `python -m bench.samplers`; a test in the suite holds every sampler to at
-least 33 dB at threshold 0.5 (CFG 1, half of the picture).
+least 33 dB at threshold 0.5 (CFG 1, a quarter of the picture).
 
 Where a sampler renews the noise in each step, outputs can't be foreseen by their slope: the last one is given again,
 which is worth less, and the plan leaves out little (`euler_ancestral`) or nothing. Below 1x, what was left out at first

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from foresight import PaperConfig
+from foresight import ForecastConfig, PaperConfig
 from foresight.engine import Run, policy
+from foresight.engine.even import shifted
+from foresight.engine.tape import Tape
 from foresight.hosts import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,6 +212,23 @@ def test_the_readme_is_short_and_leads_to_every_page():
         waiting += linked - reached
         reached |= linked
     assert set((ROOT / "docs").glob("*.md")) <= reached
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0, 2.0])
+def test_the_readmes_plans_are_what_is_planned(threshold):
+    """At flow shift 5 with Euler's method, as ComfyUI's host makes the run."""
+    pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+    from foresight.hosts.comfyui.run import SHORT, TAKES_BACK
+
+    def plan(steps: int, guided: bool) -> str:
+        levels = [shifted(1 - k / steps, 5.0) for k in range(steps + 1)]
+        config, tape = ForecastConfig(threshold=threshold), Tape(until=TAKES_BACK * max(steps, SHORT))
+        run = Run(config, schedule=levels, noise=lambda sigma: sigma, tape=tape, guided=guided)
+        return f"{steps / (run.stats.planned or steps):.1f}x"
+
+    (line,) = re.findall(rf"^\| \**{threshold:g}\** \|(.*)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    plans = [plan(20, True), plan(30, True), plan(50, True), plan(8, False)]
+    assert [cell.strip() for cell in line.split("|")][1:] == plans
 
 
 def targets(path: Path) -> list[str]:
