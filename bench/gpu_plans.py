@@ -48,7 +48,7 @@ def table(results: dict) -> str:
     """Markdown: a row for each model whose runs were measured."""
     (steps,) = {row["steps"] for row in results["models"].values()}
     head = ["model", "video", "an evaluation: plain, computed, left out", f"**{steps} steps, measured**"]
-    head += ["the same, with less memory free", "20 steps, computed", "50 steps, computed"]
+    head += ["the same, with less memory free", "20 steps, calculated", "50 steps, calculated"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, title in TITLES.items():
         row = results["models"][name]
@@ -62,9 +62,9 @@ def table(results: dict) -> str:
     counts, now = [row["plans"][str(steps)] for row in results["models"].values()], planned(steps)
     since = "" if min(counts) <= now <= max(counts) else f" (now {now})"
     note = (
-        f"{where['card']}, {host}, `euler`, cond and uncond, random bf16 weights, whose errors say nothing, so "
-        f"that the plan of threshold {results['threshold']:g} was prescribed: {min(counts)} to {max(counts)} of "
-        f"{steps} steps computed{since}. A real video that changes more than expected computes more."
+        f"{where['card']}, {host}, `euler`, cond and uncond. The weights are random, so that forecast errors mean "
+        f"nothing here; the steps were fixed to what threshold {results['threshold']:g} plans: {min(counts)} to "
+        f"{max(counts)} of {steps} computed{since}. A real video that changes more than expected computes more."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

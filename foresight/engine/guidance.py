@@ -9,7 +9,7 @@ import torch
 
 from .moves import EULER, NEAR, STANDING, Move, move_of
 
-EXPLAINED = 0.01  # of |x - x'|^2; what outputs explain less of did not come from them
+EXPLAINED = 0.01  # outputs that explain less than this share of |x - x'|^2 did not lead to x
 STEEP = 1e-5  # directions shorter than this, squared and relative, are rounding
 
 

@@ -14,7 +14,7 @@ from .tensors import Tensors
 
 DAMPING = 0.2  # share of a whole run's steps at which a forecast takes half of the slope
 HOLDS_UNTIL = 0.1  # share of a whole run; up to there an output may be given again before there is a slope
-LOUDEST = 1.2  # times its noise: at most in this is the error of one of several parts measured
+LOUDEST = 1.2  # in a latent with several parts, errors are divided by at most this many times the noise
 
 
 class History:

@@ -17,10 +17,10 @@ import torch
 from .tensors import Tensors
 
 EULER = 0.02  # a residual up to this share of the step is rounding: the sampler took D' as Euler does
-UNRELATED = 0.1  # a c / b below this: x did not go where D' points
+UNRELATED = 0.1  # where c / b is below this, x did not go where D' points
 STANDING = 1e-3  # a b up to this is a second evaluation at the same noise level (Heun)
+NEAR = 0.3  # a second evaluation at one level may lie this far from the first, as a share of the last step
 RENEWED = 0.25  # of |v|, at right angles to it: so much is noise that was renewed
-NEAR = 0.3  # how far such an evaluation may be from the last one, as a share of the last step
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def follow_keyframes(
 ) -> None:
     """Bring the keyframes of hooks (a LoRA for some conds) to this evaluation, as core does in one that it computes.
 
-    One that is left out counts too: a keyframe lasts for an evaluation at least.
+    An evaluation that is left out counts too, because keyframes are counted in evaluations.
     """
     patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
     for cond in (cond for entries in conds.values() for cond in entries or ()):
