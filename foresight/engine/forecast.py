@@ -248,10 +248,10 @@ class Forecast(Policy):
             self._tape.mend()
 
     def answer(self, level: torch.Tensor, latent: Tensors) -> Tensors | None:
-        answer = self._tape.answer(level, latent) if self._tape is not None else None
-        if answer is not None and answer.newest:
-            answer.trajectory.track.arrive(latent, self.resources.offload.device)
-        return answer.given if answer is not None else None
+        given, trajectory = (self._tape and self._tape.answer(level, latent)) or (None, None)
+        if given is not None:
+            trajectory.track.arrive(latent, self.resources.offload.device)  # the run goes on from the last of these
+        return given
 
     # ---- what is measured
 

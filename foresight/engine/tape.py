@@ -54,19 +54,6 @@ class _Entry:
     given: Tensors = ()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the sampler was given in an evaluation, as fresh tensors.
-
-    Attributes:
-        newest: It is the newest evaluation of its trajectory, from which the run goes on.
-    """
-
-    given: Tensors
-    trajectory: Hashable
-    newest: bool
-
-
 class Tape:
     """The evaluations of a run, in order.
 
@@ -118,8 +105,10 @@ class Tape:
             self.agreement.untaped = self.agreement.untaped or why
 
     @outside_graphs()
-    def answer(self, level: torch.Tensor, latent: Tensors) -> Answer | None:
-        """What the sampler was given in the evaluation that begins; None where the model has to say.
+    def answer(self, level: torch.Tensor, latent: Tensors) -> tuple[Tensors, Hashable] | None:
+        """What the sampler was given in the evaluation that begins, as fresh tensors, and on which trajectory.
+
+        None where the model has to say.
 
         Raises:
             Restart: the sampler is to be started again, in order to check it.
@@ -132,7 +121,8 @@ class Tape:
         if index < len(self._entries):
             self._compare(index, arrived)
         if index < len(self._entries) and self._entries[index].given:
-            return self._answer(index, latent[0].device)
+            entry, device = self._entries[index], latent[0].device
+            return tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory
         if not self.broken and index == len(self._entries):
             self._entries.append(_Entry(arrived))
         if index == 1 and not self._checked and self.corrects:  # else it may never be started again
@@ -153,11 +143,6 @@ class Tape:
             self.give_up(OWN_NOISE if math.isfinite(squares) else NO_NUMBERS)
         else:
             self._entries[index].arrived = arrived
-
-    def _answer(self, index: int, device: torch.device) -> Answer:
-        entry, later = self._entries[index], self._entries[index + 1 :]
-        newest = all(other.trajectory != entry.trajectory for other in later)
-        return Answer(tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory, newest)
 
     def keeps(self, steps: int) -> int:
         """How many of so many evaluations it will have kept at the most."""

@@ -13,7 +13,7 @@ import folder_paths
 
 from foresight import ForecastConfig, PaperConfig
 from foresight.hosts.comfyui import apply_foresight, live, timer
-from pack.nodes import ForesightExtension
+from pack.nodes import ForesightExtension, report
 from pack.nodes.apply import ForesightApply
 from pack.nodes.compare import ForesightCompare
 from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
@@ -60,6 +60,7 @@ def test_a_list_of_latents_has_one_report(model, tmp_path):
     assert [path.name for path in (tmp_path / "output").glob("*.json")] == ["r_00001_.json"]
     sample(patched, "p", "3")  # another run, another report
     assert execute(ForesightReport, patched, latents[0], "r", prompt={"3": {}}, prompt_id="p").args[2].count("run 4")
+    assert len(report._drawn) == 1  # pictures are kept for one prompt
 
 
 def test_the_report_file_of_a_real_run_fits_the_schema(model, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from foresight.engine import ForecastConfig, Offload, Restart, Run
 from foresight.engine.history import History
 from foresight.engine.tape import OWN_NOISE, Tape
+from foresight.engine.trajectory import Trajectory
 from support.told import computes
 
 STEPS = 12
@@ -216,6 +217,24 @@ def test_nothing_is_planned_on_the_device_for_what_waits_in_ram():
         assert host.run.planned_bytes((1, 8), (), 4, 2) == on_device
 
 
+def test_behind_a_restart_the_way_goes_on_from_the_better_latent():
+    """The sampler did not go there with the model, so that where it was has to be told."""
+    moves = []
+
+    class Watched(Host):
+        def model(self, x, level):
+            computed = self.run.evaluation
+            output = super().model(x, level)
+            if self.run.evaluation > computed:
+                moves.append(self.run._policy._now.move)
+            return output
+
+    host = Watched(computes(COMPUTED), curve, euler)
+    host.sample()
+    assert host.run.stats.restarts == 3
+    assert all(move.continues and move.euler and move.price == pytest.approx(1.0) for move in moves[1:])
+
+
 # ---- taking back
 
 
@@ -249,6 +268,18 @@ def test_a_run_that_takes_all_back_gives_the_plain_result():
     stats = host.run.stats
     assert stats.planned < STEPS and stats.taken_back == 1 and not stats.reused and host.computed == STEPS + 1
     assert stats.summary().endswith(f"{STEPS} evaluations computed in full, 1 of them again")
+
+
+def test_what_an_evaluation_has_shown_is_not_forgotten_when_it_is_taken_back():
+    """Or the same would be left out again. What was shown before counts if it was more."""
+    trajectory = Trajectory()
+    for u, lam in ((0.0, -5.0), (1.0, -4.0), (2.0, -3.0)):
+        trajectory.begin_gap(u, lam)
+    trajectory.take_back(8.0)
+    assert trajectory.scale == pytest.approx(8.0) and trajectory.u_n == 1.0
+    trajectory.begin_gap(2.0, -3.0)
+    trajectory.take_back(2.0)
+    assert trajectory.scale == pytest.approx(8.0)
 
 
 def test_smooth_outputs_are_never_taken_back():

@@ -48,6 +48,20 @@ def test_every_row_arrives_once(models, server, monkeypatch, interval):
     assert messages[-1]["reuse_ratio"] == record["reuse_ratio"] > 0 and record["done"]
 
 
+@pytest.mark.parametrize("interval", [0.0, 1e9])
+def test_what_is_done_again_replaces_the_rows_that_were_shown(models, server, monkeypatch, interval):
+    monkeypatch.setattr(live, "_INTERVAL", interval)
+    model = models["wan"]
+    sample(model, apply_foresight(model.patcher, ForecastConfig(), "7"), steps=20, sampler="sa_solver", cfg=8.0)
+    (record,) = live.runs()
+    assert record["taken_back"] == 1
+    rows = []
+    for message in server.messages:  # as js/runs.js merges them
+        assert message["first"] <= len(rows), "rows before these are missing"
+        rows = rows[: message["first"]] + message["evaluations"]
+    assert rows == record["evaluations"] and len(rows) == 20
+
+
 def test_a_run_without_a_node_sends_nothing_but_is_listed(models, server):
     model = models["wan"]
     sample(model, apply_foresight(model.patcher, MUCH))
