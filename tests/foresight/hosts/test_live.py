@@ -48,9 +48,19 @@ def test_every_row_arrives_once(models, server, monkeypatch, interval):
     assert messages[-1]["reuse_ratio"] == record["reuse_ratio"] > 0 and record["done"]
 
 
-@pytest.mark.parametrize("interval", [0.0, 1e9])
-def test_what_is_done_again_replaces_the_rows_that_were_shown(models, server, monkeypatch, interval):
-    monkeypatch.setattr(live, "_INTERVAL", interval)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_is_done_again_replaces_the_rows_that_were_shown(models, server, monkeypatch, quiet):
+    """Also where, from then on, evaluations are so fast that nothing is sent before the end."""
+    monkeypatch.setattr(live, "_INTERVAL", 0.0)
+    update, lengths = live.Watcher.update, [0]
+
+    def watched(self):
+        lengths.append(len(self.stats.evaluations))
+        if quiet and lengths[-1] < lengths[-2]:
+            live._INTERVAL = 1e9
+        update(self)
+
+    monkeypatch.setattr(live.Watcher, "update", watched)
     model = models["wan"]
     sample(model, apply_foresight(model.patcher, ForecastConfig(), "7"), steps=20, sampler="sa_solver", cfg=8.0)
     (record,) = live.runs()
