@@ -103,7 +103,7 @@ def test_foresight_reuses_it(kind, caplog):
     name, _, path = kind
     caplog.set_level("INFO")
     patcher = loading.load_cogvideox(path, {"dtype": torch.float32})
-    texts, noise = (named("ct", 1, 6, 32), named("empty", 1, 6, 32)), named("noise", *LATENT[name])
+    texts, noise = (named("ct", 1, 6, 32), named("empty", 1, 6, 32)), named("noise", 1, 16, 2, 10, 12)
     plain = sample(patcher, noise, texts, 12, 4.0)
     nothing = comfyui.apply_foresight(patcher, PaperConfig(threshold=1e-9))
     assert torch.equal(plain, sample(nothing, noise, texts, 12, 4.0))

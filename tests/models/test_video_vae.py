@@ -124,10 +124,10 @@ def test_17_frames_are_5_latent_frames(sora_vae, frames, latents):
 
 
 def test_tiled_decoding_gives_as_many_frames(sora_vae, latte_vae):
-    for vae, latent in ((sora_vae, named("tiles", 1, 4, 7, 9, 8)), (latte_vae, named("tiles", 1, 4, 2, 9, 8))):
+    for vae, latent in ((sora_vae, named("tiles", 1, 4, 7, 9, 2)), (latte_vae, named("tiles", 1, 4, 2, 9, 2))):
         with torch.inference_mode():
             tiled = nodes.VAEDecodeTiled().decode(vae, {"samples": latent}, 64, 16)[0]
-        assert tiled.shape == (22 if vae is sora_vae else 2, 72, 64, 3) and torch.isfinite(tiled).all()
+        assert tiled.shape == (22 if vae is sora_vae else 2, 72, 16, 3) and torch.isfinite(tiled).all()
 
 
 def test_open_soras_vae_says_that_it_only_decodes(sora_vae):
