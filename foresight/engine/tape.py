@@ -121,8 +121,7 @@ class Tape:
         if index < len(self._entries):
             self._compare(index, arrived)
         if index < len(self._entries) and self._entries[index].given:
-            entry, device = self._entries[index], latent[0].device
-            return tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory
+            return self._answer(self._entries[index], latent[0].device)
         if not self.broken and index == len(self._entries):
             self._entries.append(_Entry(arrived))
         if index == 1 and not self._checked and self.corrects:  # else it may never be started again
@@ -143,6 +142,9 @@ class Tape:
             self.give_up(OWN_NOISE if math.isfinite(squares) else NO_NUMBERS)
         else:
             self._entries[index].arrived = arrived
+
+    def _answer(self, entry: _Entry, device: torch.device) -> tuple[Tensors, Hashable]:
+        return tuple(x.to(device, copy=True) for x in entry.given), entry.trajectory
 
     def keeps(self, steps: int) -> int:
         """How many of so many evaluations it will have kept at the most."""

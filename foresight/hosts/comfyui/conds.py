@@ -69,8 +69,9 @@ def _controls(control: object, sigma: float) -> Iterator[bool | float]:
     while control is not None:
         start, end = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
         yield fp32(end) <= sigma <= fp32(start)
-        keyframes = getattr(control, "timestep_keyframes", None)
-        keyframes = list(getattr(keyframes, "keyframes", keyframes) or ())
+        group = getattr(control, "timestep_keyframes", None)
+        keyframes = getattr(group, "keyframes", group)
+        keyframes = keyframes if isinstance(keyframes, (list, tuple)) else ()
         begun = sum(sigma <= fp32(getattr(keyframe, "start_t", math.inf)) for keyframe in keyframes)
         yield sigma if _lasts(keyframes) else begun
         control = getattr(control, "previous_controlnet", None)

@@ -160,6 +160,8 @@ def test_a_controlnet_whose_strength_has_keyframes_is_another_behind_each(groupe
     )
     at = lambda sigma: active_conds({"positive": [{"uuid": 1, "control": control}]}, sigma)  # noqa: E731
     assert at(0.9) == at(0.7) != at(0.6) == at(0.5) != at(0.2)
+    control.previous_controlnet.timestep_keyframes = object()  # another pack's, of which nothing is known
+    assert at(0.9) == at(0.7)
     keyframes[1].guarantee_steps = 2
     assert at(0.9) != at(0.7) and at(0.6) != at(0.5)
 
