@@ -70,18 +70,12 @@ class ForesightReport(io.ComfyNode):
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
         ray = isinstance(model, dict)
         present = Present() if ray else present_in(cls.hidden)
-        nothing = _NOTHING
         try:
             runs = newest_run_in(model) if ray else runs_on(model, present)
-            sums = figures.totals(runs)
+            sums, (text, map_image, message) = figures.totals(runs), _once(present, runs, filename_prefix)
         except Exception as error:  # a worker is lost, say, or has another version: the video is there
-            runs, sums, nothing = [], figures.totals([]), f"no figures, the latent is passed on: {error}"
-        named = named_runs(runs, present)
-        key = present.prompt_id, filename_prefix, *((name, run.get("run")) for name, run in named.items())
-        if key not in _drawn or present.prompt_id is None:
-            _drawn.clear()
-            _drawn[key] = draw(named, filename_prefix, nothing)
-        text, map_image, message = _drawn[key]
+            sums = figures.totals([])
+            text, map_image, message = draw({}, "", f"no figures, the latent is passed on: {error}")
         return io.NodeOutput(
             latent,
             map_image,
@@ -95,11 +89,20 @@ class ForesightReport(io.ComfyNode):
         )
 
 
-# the newest of `draw`: the node is executed for each latent of a list, with the same runs behind all of them
-_drawn: dict[tuple, tuple[str, torch.Tensor, str]] = {}
+_drawn: dict[tuple, tuple[str, torch.Tensor, str]] = {}  # the newest of `draw`
 
 
-def draw(named: dict[str, dict], filename_prefix: str, nothing: str) -> tuple[str, torch.Tensor, str]:
+def _once(present: Present, runs: list[dict], filename_prefix: str) -> tuple[str, torch.Tensor, str]:
+    """`draw`, but once for all latents of a list: the node is executed for each, with the same runs behind them."""
+    named = named_runs(runs, present)
+    key = present.prompt_id, filename_prefix, *((name, run.get("run")) for name, run in named.items())
+    if key not in _drawn or present.prompt_id is None:
+        _drawn.clear()
+        _drawn[key] = draw(named, filename_prefix)
+    return _drawn[key]
+
+
+def draw(named: dict[str, dict], filename_prefix: str, nothing: str = _NOTHING) -> tuple[str, torch.Tensor, str]:
     """The table, the map, and what the node shows: the table, and where the report was saved.
 
     Args:

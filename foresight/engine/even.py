@@ -54,33 +54,43 @@ class Even:
 class Shown:
     """What the noise levels of a run's first steps show of the others.
 
+    Args:
+        most: Steps that a schedule may have.
+        listed: How many the list of timesteps has of which the first one is, if the host has seen that.
+
     Attributes:
         even: The even steps that they fit, None where they fit none or leave it open.
+        listed: As above; None from where there are more, or where it counts something else.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, listed: int | None = None):
         self.even: Even | None = None
-        self._most, self._quadratic = most, None  # steps at the most; those of linear-quadratic levels
+        self.listed = listed
+        self._most, self._quadratic = most, None  # the latter: steps, if the levels are linear-quadratic
 
     @property
     def steps(self) -> int | None:
         """How many there are, None where that is not known."""
-        return self._quadratic or (self.even.steps if self.even is not None else None)
+        return self._quadratic or (self.even.steps if self.even is not None else self.listed)
 
-    def see(self, levels: Sequence[float], noise: Callable[[float], float]) -> bool:
+    def see(self, levels: Sequence[float], noise: Callable[[float], float] | None) -> bool:
         """Look at the levels so far, whenever there is one more of them; whether they show something new.
 
         Args:
             levels: Those of the run's first steps, without one missing, falling.
-            noise: Share of noise at a level.
+            noise: Share of noise at a level of a flow model, which alone has linear-quadratic levels; else None.
         """
-        before = self.steps
-        self.even = even_of(levels, noise, self._most)
-        if len(levels) == 3:
+        before, even = self.steps, even_of(levels, noise or (lambda level: level / levels[0]), self._most)
+        if noise is not None and len(levels) == 3:
             self._quadratic = linear_quadratic(levels, noise)
         elif self._quadratic is not None and len(levels) > self._quadratic:
             self._quadratic = None  # they were even after all
-        return self.steps != before if None in (before, self.steps) else abs(self.steps - before) > 1
+        if self.listed is not None and len(levels) > self.listed:
+            self.listed = None
+        if (even is None) != (self.even is None) or even is not None and abs(even.steps - self.even.steps) > 1:
+            self.even = even  # a number that is off by one is kept: it may be the levels' rounding
+            return True
+        return self.steps != before
 
 
 def shifted(t: float, shift: float) -> float:

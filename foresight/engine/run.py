@@ -37,7 +37,7 @@ class Run(Restarts, Holding):
         steps: Number of denoising steps, if only that is known.
         offload: Where stored tensors wait between their uses; with the model by default.
         inactive: Why the host knows that the method must not be used in this run, or None.
-        region, noise, first_step, over: See `Schedule`.
+        region, noise, first_step, over, listed: See `Schedule`.
         blended: The host sees conds and not what a pipeline makes of them, see `blend`.
         tape: For a host that can start the sampler again.
         worst: Where other processes share the decisions of this run, what exchanges numbers with them.
@@ -56,6 +56,7 @@ class Run(Restarts, Holding):
         offload: Offload | None = None,
         inactive: str | None = None,
         first_step: int | None = None,
+        listed: int | None = None,
         blended: bool = False,
         over: Callable[[float], float] | None = None,
         tape: Tape | None = None,
@@ -66,7 +67,7 @@ class Run(Restarts, Holding):
     ):
         self.lock = threading.RLock()  # with several GPUs, the calls of one evaluation run in threads
         self.evaluation, self.kind, self._closed, self._by_block = -1, "plain", False, config.by_block  # see `Kind`
-        self._schedule = Schedule(config, schedule, steps, noise, region, first_step, over)
+        self._schedule = Schedule(config, schedule, steps, noise, region, first_step, over, listed)
         self._budget, self._offload, self._tape = Budget(), offload or Offload(), tape
         blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead

@@ -78,6 +78,7 @@ class Schedule:
             noise level.
         over: Share of a whole run that is over at a level; the share of this run's steps by default.
         first_step: Where levels are unknown, the step with which this run begins, if that is known.
+        listed: Steps by the length of a list; what the levels show goes before it.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Schedule:
         region: tuple[float, float] | None = None,
         first_step: int | None = None,
         over: Callable[[float], float] | None = None,
+        listed: int | None = None,
     ):
         self._levels = _without_padding(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
@@ -104,7 +106,7 @@ class Schedule:
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the different levels so far
-        self._shown = Shown(MOST_STEPS)  # what they show
+        self._shown = Shown(MOST_STEPS, listed and listed - self._first_step)  # what they show
         self._times: list[float] = []  # that are likely left at every step
         self._news = False
 
@@ -145,8 +147,7 @@ class Schedule:
         Where the levels are unknown, the steps are taken to be even in time, under the flow shift that the first
         levels show; where their number is too, it is what these show, and `TYPICAL` before that.
         """
-        steps = TYPICAL if self.length is None else self.length
-        first = self._first_step if self._levels is None else self._start or 0
+        steps, first = self.length or TYPICAL, self._first_step if self._levels is None else self._start or 0
         places, noisy = [], self._levels is not None and self._levels[-1] > 0
         self._times, noise = self._likely(steps)
         for k in range(steps + 1):
@@ -242,6 +243,11 @@ class Schedule:
         elif self._counted and self._evaluation in (1, 2):  # what was counted are evaluations: a second-order sampler's
             self.steps = None if self._first_step else (self.steps + 1) // 2
             self._counted, self._news = False, True
+        elif self._shown.listed is not None and self._evaluation in (
+            1,
+            2,
+        ):  # so, or a step listed twice (PNDM)
+            self._shown.listed, self._news = None, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:
@@ -255,15 +261,14 @@ class Schedule:
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
             return self._position, tau, noise[0], max(0.0, noise[0] - noise[1]), 1.0, 1.0, last
         noise, a = self._noise(level), following / level if level else 0.0
-        last |= self.steps is None and noise <= LOWEST
+        last |= self.steps is None and self._shown.listed is None and noise <= LOWEST
         return self._position, tau, noise, noise - self._noise(following), a, 1.0 - a, last
 
     def _see(self, level: float) -> None:
         """A step begins at a level that nobody has told before; it may show how many there are."""
         self._seen.append(level)
-        if min(self._seen) <= 0:
-            return
-        self._news |= self._shown.see(self._seen, self._noise or (lambda x: x / self._seen[0]))
+        if min(self._seen) > 0:
+            self._news |= self._shown.see(self._seen, self._noise)
 
     def _following(self, level: float) -> float:
         """The level that comes next, if steps go on growing or shrinking as the last two did."""

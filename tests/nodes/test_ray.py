@@ -13,6 +13,7 @@ import folder_paths
 
 from foresight.engine import METHODS
 from foresight.hosts.comfyui import KEY, in_worker, workers
+from foresight.report import figures
 from pack.nodes import report
 from pack.nodes.apply import ForesightApply
 from pack.nodes.demo import ForesightDemoModel
@@ -111,8 +112,9 @@ def test_the_report_shows_the_first_workers_newest_run(actors, by_value):
         (lambda: [{"format": 3}], "format=3"),
         (lambda: workers.newest_run_in({"workers": [object()]}), "these are no workers of raylight"),
         (lambda: 1 / 0, "division by zero"),
+        (lambda: [{"format": figures.FORMAT, "reused": 0, "total": 0}], "seconds_full"),
     ],
-    ids=["another version", "no workers", "lost"],
+    ids=["another version", "no workers", "lost", "half a record"],
 )
 def test_a_report_that_has_no_figures_says_why_and_lets_the_video_through(actors, monkeypatch, tmp_path, found, said):
     monkeypatch.setattr(report, "newest_run_in", lambda actors: found())

@@ -133,8 +133,8 @@ def _plain(values: Mapping, depth: int = 2) -> Iterator[tuple[str, float]]:
             yield str(name).lower(), x
         elif isinstance(x, torch.Tensor) and x.numel() == 1 and x.device.type == "cpu":  # a device is not read here
             yield str(name).lower(), float(x)
-        elif isinstance(x, (Mapping, list, tuple)) and len(x) <= MOST_HELD and depth:
-            inside = [x] if isinstance(x, Mapping) else [{name: item} for item in x]
+        elif type(x) in (dict, list, tuple) and len(x) <= MOST_HELD and depth:  # others may do anything when asked
+            inside = [x] if type(x) is dict else [{name: item} for item in x]
             yield from ((of, bound) for one in inside for of, bound in _plain(one, depth - 1) if _bounds(of))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from numbers import Integral
 
 import diffusers
 import torch
@@ -88,7 +89,7 @@ def _behind_offloading(module: torch.nn.Module, registry: HookRegistry):
 def _check(transformer: torch.nn.Module, config: Config, steps: int | None) -> None:
     """Refuse a diffusers that is too old, a number that is none and a model that cannot be; say what was not tested."""
     check_version(diffusers.__version__)
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
         raise ValueError(f"steps={steps!r}: must be a whole number of 1 or more, or None where the pipeline says it")
     family = family_for(transformer, config)
     if not family.known:

@@ -18,7 +18,7 @@ from ..ranks import Ranks, ranks_of
 from .families import family_for
 from .latents import Latents, channels_of, latents_of, names_of
 from .outputs import Result, View
-from .signs import Signs
+from .signs import Signs, place_of
 from .streams import Streams
 from .threads import Threads
 
@@ -28,7 +28,8 @@ log = logging.getLogger(__package__)
 class ForesightHook(ModelHook):
     """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    Without a reset (a hand-written loop) a run ends when the noise level rises again. An interrupted run ends at once.
+    Without a reset (a hand-written loop, a UNet) it ends when the noise level rises again, or where `signs` or another
+    prompt together with another latent say so. An interrupted run ends at once.
 
     Args:
         config: The user's settings.
@@ -123,16 +124,18 @@ class ForesightHook(ModelHook):
             self._context = None
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
         near = functools.partial(_near, latents, self._before)
-        if self._run is not None and self._signs.of_another_run(self._context, timestep, near):
+        other = self._run is not None and self._signs.of_another_run(self._context, timestep, near)
+        if other:
             self.end_run()
         of_call = getattr(self._context, "name", None), timestep, self._rest(arguments), latents
         name, begins = self._streams.of_call(*of_call)
-        if begins and self._run is not None and self._streams.changed and not near():  # another prompt, another video
+        changed = begins and other is None and self._streams.changed and self._ranks.worst is None
+        if changed and _alike(latents, self._before) and not near():  # another prompt, and another video
             self.end_run()
             name, begins = self._streams.of_call(*of_call)
         if begins:
             self._parts = names_of(self._family, arguments)
-            self._begin_evaluation(self._level_of(timestep), name, latents)
+            self._begin_evaluation(timestep, name, latents)
         else:
             self._latents.look(name, latents)
         self._signs.note(self._context, timestep, begins)
@@ -151,8 +154,8 @@ class ForesightHook(ModelHook):
             return sigma
         return self._top - timestep if self._rises and timestep is not None else timestep
 
-    def _begin_evaluation(self, level: torch.Tensor | float | None, name: str, latents: Tensors) -> None:
-        parts = self._latents.begin(name, latents)
+    def _begin_evaluation(self, timestep: torch.Tensor | None, name: str, latents: Tensors) -> None:
+        parts, level = self._latents.begin(name, latents), self._level_of(timestep)
         checked = self._run is not None
         level = self._run.read_back(level, parts) if checked else read_level(level)
         if level is not None and self._last_level is not None and level > self._last_level:
@@ -161,7 +164,7 @@ class ForesightHook(ModelHook):
             self.end_run()
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
-            self._run = self._new_run(level)
+            self._run = self._new_run(level, timestep)
             if self._ranks.worst is not None:  # whose tokens stay as they are has a level of its own
                 level, checked = self._run.read_back(level, parts), True
                 self._scale = _scale_of(level)
@@ -180,10 +183,11 @@ class ForesightHook(ModelHook):
         self._rises = not self._rises
         return self._top - level
 
-    def _new_run(self, level: float | None) -> Run:
+    def _new_run(self, level: float | None, timestep: torch.Tensor | None) -> Run:
         self._threads.begin_run()
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
+        (listed, place), step = place_of(timestep), getattr(self._context, "step_index", None)
         run = Run(
             self._config,
             steps=getattr(self._context, "num_inference_steps", None) or self._steps,
@@ -191,7 +195,8 @@ class ForesightHook(ModelHook):
             offload=Offload.of(self._config.cache_device),
             inactive=self._ranks.never,
             worst=self._ranks.worst,
-            first_step=getattr(self._context, "step_index", None),
+            first_step=place if step is None else step,
+            listed=listed,
             blended=True,
             parts=self._parts,
         )
@@ -285,7 +290,11 @@ def _scale_of(level: float | None) -> float:
     return 1000.0 if level is not None and level > 1 else 1.0
 
 
+def _alike(a: Tensors, b: Tensors) -> bool:
+    """Whether latents have the same form and lie on the same device."""
+    return [(x.shape, x.device) for x in a] == [(x.shape, x.device) for x in b]
+
+
 def _near(a: Tensors, b: Tensors) -> bool:
     """Whether latents could be a step apart; two of different noise are 1.4 times their norm apart."""
-    same = len(a) == len(b) and all(x.shape == y.shape for x, y in zip(a, b, strict=True))
-    return same and all(bool((x - y).norm() < 0.7 * y.norm()) for x, y in zip(a, b, strict=True))
+    return _alike(a, b) and all(bool((x - y).norm() < 0.7 * y.norm()) for x, y in zip(a, b, strict=True))

@@ -17,9 +17,10 @@ class Signs:
         self._asked: set[str | None] = set()  # the contexts of that one
         self._time: torch.Tensor | None = None  # the newest timestep, if it is one of a list, which it keeps alive
         self._listed = False  # two timesteps were of the same list
+        self._copied = False  # two were not: each call has a list of its own, which says nothing
 
-    def of_another_run(self, context: object | None, timestep: object, near: Callable[[], bool]) -> bool:
-        """Whether a call is of another run.
+    def of_another_run(self, context: object | None, timestep: object, near: Callable[[], bool]) -> bool | None:
+        """Whether a call is of another run than the last one; None where nothing says it.
 
         Args:
             context: diffusers' cache context of the call, None where there is none.
@@ -32,8 +33,14 @@ class Signs:
         other_pipeline = bool(self._asked) and (name is None) != (None in self._asked)
         if steps != steps_before or step < before or again or other_pipeline:
             return True
-        other_list = self._time is not None and _is_of_a_list(timestep) and not _shares(timestep, self._time)
-        return other_list and (self._listed or not near())  # else it may be that each call has a list of its own
+        if step >= 0:
+            return False
+        if self._time is None or self._copied or not _is_of_a_list(timestep):
+            return None
+        if _shares(timestep, self._time):
+            return False
+        goes_on = timestep.storage_offset() == self._time.storage_offset() + 1
+        return self._listed or (None if goes_on else not near())
 
     def note(self, context: object | None, timestep: object, begins: bool) -> None:
         """A call of this run; whether an evaluation begins with it."""
@@ -43,6 +50,7 @@ class Signs:
         before, self._time = self._time, timestep if _is_of_a_list(timestep) else None
         if before is not None and self._time is not None and before.data_ptr() != self._time.data_ptr():
             self._listed = _shares(before, self._time)
+            self._copied |= not self._listed
 
 
 def _says(context: object | None) -> tuple[int | None, int]:
@@ -57,6 +65,16 @@ def _is_of_a_list(timestep: object) -> bool:
         return False
     one = all(stride == 0 or size == 1 for stride, size in zip(timestep.stride(), timestep.shape, strict=True))
     return one and timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def place_of(timestep: object) -> tuple[int | None, int | None]:
+    """How long the list is that a timestep is of, and its place in it; None, None where that is not for sure.
+
+    A number that stands in a vector of one may be of any tensor: of those that are repeated, and of bare ones, none is.
+    """
+    if not _is_of_a_list(timestep) or any(timestep.stride()):
+        return None, None
+    return timestep.untyped_storage().nbytes() // timestep.element_size(), timestep.storage_offset()
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -446,3 +446,20 @@ def test_what_a_function_may_keep_without_remembering():
     assert [name for name, f in found.items() if remembers({"sampler_pre_cfg_function": [f]})] == ["a tensor"]
     assert remembers({"sampler_cfg_function": made(tensor)}) and not remembers({"other": made(tensor)})
     assert not remembers({"sampler_cfg_function": lambda args: tensor})  # which it never sets
+
+
+class Odd(dict):
+    """As a configuration that lacks a value has it: whoever asks for all of them gets an error."""
+
+    def items(self):
+        raise KeyError("missing")
+
+    __len__ = __iter__ = items
+
+
+def test_containers_of_other_packs_are_not_asked():
+    def override(func, *args, held=Odd(), **kwargs):  # noqa: B006, B008
+        return func(*args, **kwargs) if odd is not None else None
+
+    odd = Odd(sigma_start=0.5)
+    assert sides(edges(), 0.6, optimized_attention_override=override)[1] == ()

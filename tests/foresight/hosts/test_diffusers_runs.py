@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed here")
 
 import diffusers
+import diffusers.callbacks as callbacks
 import numpy
 
 from foresight import ForecastConfig
-from foresight.hosts.diffusers import apply_foresight
-from foresight.hosts.diffusers.signs import Signs
+from foresight.hosts.diffusers import apply_foresight, hook
+from foresight.hosts.diffusers.signs import Signs, place_of
 from support import diffusers_images
 from support.diffusers_models import seeded
 from support.diffusers_transformers import wan
@@ -54,9 +55,9 @@ def of_images(make):
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer, whole, half
 
 
-def video_to_video():
+def video_to_video(**levels):
     network = wan().model
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0, **levels)
     pipe = diffusers.WanVideoToVideoPipeline(None, None, network, None, scheduler)
     pipe.set_progress_bar_config(disable=True)
 
@@ -101,23 +102,87 @@ def test_a_whole_run_is_one_run(name):
     network, whole, _ = PIPELINES[name]()
     handle, begun = apply_foresight(network, CONFIG), []
     make = handle._hook._new_run
-    handle._hook._new_run = lambda level: begun.append(level) or make(level)
+    handle._hook._new_run = lambda level, timestep: begun.append(level) or make(level, timestep)
     whole()
     assert len(begun) == 1 and len(handle.stats.evaluations) == STEPS
 
 
 def test_signs_of_a_list_of_timesteps():
-    """Only a number that lies among others says which list it is of; one call may bring a list of its own."""
-    near, far = (lambda: True), (lambda: False)
+    """Only a number that lies among others says which list it is of; each call may bring a list of its own."""
+    near, far, unasked = (lambda: True), (lambda: False), (lambda: 1 / 0)
     first, second = (torch.linspace(1000.0, 50.0, 20) for _ in range(2))
     for form in (lambda t: t, lambda t: t.expand(2), lambda t: t.reshape(1)):
         signs = Signs()
-        assert not signs.of_another_run(None, form(first[0]), far)  # the first call of all
+        assert signs.of_another_run(None, form(first[0]), unasked) is None  # the first call of all
         signs.note(None, form(first[0]), True)
-        assert signs.of_another_run(None, form(second[1]), far)
-        assert not signs.of_another_run(None, form(second[1]), near)  # it may be that every call has its own
-        assert not signs.of_another_run(None, form(first[1]), far)
+        assert signs.of_another_run(None, form(second[0]), far) and not signs.of_another_run(
+            None, form(second[0]), near
+        )
+        assert signs.of_another_run(None, form(second[1]), unasked) is None  # as where each call has its own
+        assert signs.of_another_run(None, form(first[1]), unasked) is False
         signs.note(None, form(first[1]), True)
-        assert signs.of_another_run(None, form(second[2]), near)  # now it is known what its list is
-        assert not signs.of_another_run(None, first[2].clone(), far) and not signs.of_another_run(None, 300.0, far)
-        assert not signs.of_another_run(None, torch.rand(2), far)  # tokens with times of their own
+        assert signs.of_another_run(None, form(second[2]), unasked)  # now it is known what its list is
+        for other in (first[2].clone(), 300.0, torch.rand(2)):  # a number, a number, tokens with times of their own
+            assert signs.of_another_run(None, other, unasked) is None
+    signs = Signs()
+    for k in range(5):
+        assert signs.of_another_run(None, first.clone()[k], unasked) is None
+        signs.note(None, first.clone()[k], True)
+
+
+def test_the_length_of_a_list_and_the_place_in_it():
+    times = torch.linspace(1000.0, 50.0, 20)
+    assert place_of(times[3]) == place_of(times[3].expand(2)) == (20, 3)
+    for other in (times[3].clone(), times[3:4], times[:2], 300.0, None, torch.rand(4)[:1]):
+        assert place_of(other) == (None, None), other
+
+
+def test_latents_on_another_device_are_no_step_apart():
+    """Between two runs a model may have been moved."""
+    x = torch.ones(1, 4)
+    assert hook._near((x,), (x,)) and not hook._near((x,), (x.to("meta"),)) and not hook._near((x,), (x[..., :2],))
+
+
+@pytest.mark.parametrize("name", ["sd3_pipeline", "sdxl_pipeline"])
+def test_guidance_that_a_callback_cuts_off_is_no_new_run(name):
+    """diffusers' own callbacks: the prompts and the latents are of one cond from there on."""
+    sdxl = name == "sdxl_pipeline"
+    cutoff = (callbacks.SDXLCFGCutoffCallback if sdxl else callbacks.SD3CFGCutoffCallback)(cutoff_step_ratio=0.4)
+    network, whole, _ = PIPELINES[name]()
+    handle = apply_foresight(network, CONFIG)
+    whole(callback_on_step_end=cutoff, callback_on_step_end_tensor_inputs=cutoff.tensor_inputs)
+    assert len(handle.stats.evaluations) == STEPS
+
+
+def test_a_prompt_and_latents_that_a_callback_changes_are_no_new_run():
+    pipe = diffusers.WanPipeline(None, None, None, diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0), wan().model)
+    pipe.set_progress_bar_config(disable=True)
+
+    def changed(pipe, step, timestep, given):
+        if step == 8:
+            given = {"prompt_embeds": seeded(1, 6, 16, seed=7), "latents": seeded(1, 4, 3, 8, 8, seed=8)}
+        return given
+
+    handle = apply_foresight(pipe.transformer, CONFIG)
+    pipe(
+        prompt_embeds=seeded(1, 6, 16, seed=1), negative_prompt_embeds=seeded(1, 6, 16, seed=2), guidance_scale=4.0,
+        latents=seeded(1, 4, 3, 8, 8, seed=5), height=64, width=64, num_frames=9, num_inference_steps=STEPS,
+        output_type="latent", callback_on_step_end=changed,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )  # fmt: skip
+    assert len(handle.stats.evaluations) == STEPS
+
+
+@pytest.mark.parametrize("levels", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("share", [1.0, SHARE])
+def test_where_levels_do_not_tell_the_steps_the_list_of_timesteps_does(levels, share):
+    """Also in a run that begins in its middle: it ends where it does, and not where a longer one would."""
+    network, whole, half = video_to_video(**{levels: True})
+    kinds = []
+    for steps in (None, STEPS):
+        handle = apply_foresight(network, CONFIG, steps=steps)
+        (whole if share == 1.0 else half)()
+        kinds.append("".join(e.kind[0] for e in handle.stats.evaluations))
+        known = handle.stats.steps
+        assert known == steps  # nobody has said it
+    assert len(kinds[0]) == share * STEPS and kinds[0].count("r") >= kinds[1].count("r") - 1 and kinds[0][-1] == "f"
