@@ -28,8 +28,7 @@ log = logging.getLogger(__package__)
 class ForesightHook(ModelHook):
     """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    Without a reset (a hand-written loop, a UNet) it ends when the noise level rises again, or where `signs` or another
-    prompt together with another latent say so. An interrupted run ends at once.
+    Without a reset it ends where the noise level rises, or `Signs` or another prompt say so; an interrupted one at once.
 
     Args:
         config: The user's settings.
@@ -187,15 +186,16 @@ class ForesightHook(ModelHook):
         self._threads.begin_run()
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        (listed, place), step = place_of(timestep), getattr(self._context, "step_index", None)
+        steps = getattr(self._context, "num_inference_steps", None) or self._steps
+        listed, place = (None, None) if steps else place_of(timestep)  # the user says how many it has from here on
         run = Run(
             self._config,
-            steps=getattr(self._context, "num_inference_steps", None) or self._steps,
+            steps=steps,
             noise=self._share if self._family.flow and level is not None else None,
             offload=Offload.of(self._config.cache_device),
             inactive=self._ranks.never,
             worst=self._ranks.worst,
-            first_step=place if step is None else step,
+            first_step=getattr(self._context, "step_index", None) if steps else place,
             listed=listed,
             blended=True,
             parts=self._parts,
