@@ -28,7 +28,7 @@ log = logging.getLogger(__package__)
 class ForesightHook(ModelHook):
     """Stands between a pipeline and its transformer. A run ends when the pipeline resets its stateful hooks.
 
-    Without a reset it ends where the noise level rises, or `Signs` or another prompt say so; an interrupted one at once.
+    Without a reset it ends where the noise level rises, or `Signs` or another prompt say so. An error ends it at once.
 
     Args:
         config: The user's settings.
