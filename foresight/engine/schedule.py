@@ -97,7 +97,7 @@ class Schedule:
         self.warmup = config.warmup_of(self.steps)
         self._noise, self._region, self._over = noise, region, over
         self._percents = config.start_percent, config.end_percent
-        self._evaluation = -1
+        self._evaluation, self._news = -1, False
         self._warm_at: int | None = None  # the first evaluation after warmup
         self._visits: Counter[int] = Counter()  # evaluations of each step during warmup
         self._first: float | None = None  # the level that was seen first
@@ -108,7 +108,6 @@ class Schedule:
         self._seen: list[float] = []  # the different levels so far
         self._shown = Shown(MOST_STEPS, listed and listed - self._first_step)  # what they show
         self._times: list[float] = []  # that are likely left at every step
-        self._news = False
 
     @property
     def is_warm(self) -> bool:
@@ -147,7 +146,8 @@ class Schedule:
         Where the levels are unknown, the steps are taken to be even in time, under the flow shift that the first
         levels show; where their number is too, it is what these show, and `TYPICAL` before that.
         """
-        steps, first = self.length or TYPICAL, self._first_step if self._levels is None else self._start or 0
+        steps = TYPICAL if self.length is None else self.length
+        first = self._first_step if self._levels is None else self._start or 0
         places, noisy = [], self._levels is not None and self._levels[-1] > 0
         self._times, noise = self._likely(steps)
         for k in range(steps + 1):
