@@ -125,11 +125,9 @@ def linear_quadratic(levels: Sequence[float], noise: Callable[[float], float]) -
     """N of linear-quadratic levels, which the first three of a run show; None of others.
 
     Args:
-        levels: Those of its first steps, falling.
+        levels: These three, falling.
         noise: Share of noise at a level.
     """
-    if len(levels) != 3:
-        return None
     first, second, third = map(noise, levels)
     step, (over, most) = (first - third) / 2, LINEAR
     if first != 1 or step <= 0 or abs(first - second - step) > EQUAL * step:

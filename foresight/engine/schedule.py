@@ -243,10 +243,7 @@ class Schedule:
         elif self._counted and self._evaluation in (1, 2):  # what was counted are evaluations: a second-order sampler's
             self.steps = None if self._first_step else (self.steps + 1) // 2
             self._counted, self._news = False, True
-        elif self._shown.listed is not None and self._evaluation in (
-            1,
-            2,
-        ):  # so, or a step listed twice (PNDM)
+        elif self._shown.listed and self._evaluation in (1, 2):  # the same of a list, or one with a step twice (PNDM)
             self._shown.listed, self._news = None, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)

@@ -187,7 +187,7 @@ class ForesightHook(ModelHook):
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
         steps = getattr(self._context, "num_inference_steps", None) or self._steps
-        listed, place = (None, None) if steps else place_of(timestep)  # the user says how many it has from here on
+        listed, place = (None, None) if steps else place_of(timestep)  # only where nobody says any
         run = Run(
             self._config,
             steps=steps,

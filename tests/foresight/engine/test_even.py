@@ -144,6 +144,26 @@ def test_hundreds_of_even_steps_are_known_once_there_are_more_than_a_linear_quad
     assert told[2:10] == [10] * 8 and told[10:] == [200, 200]
 
 
+def lengths(levels, **known):
+    """What is known of the length before the first level, and after each."""
+    schedule = Schedule(ForecastConfig(), noise=lambda level: level, **known)
+    told = [schedule.length]
+    for level in levels:
+        schedule.place(level)
+        told.append(schedule.length)
+    return told
+
+
+def test_the_length_of_a_list_counts_where_the_levels_do_not_tell_it():
+    curved = [0.995 * 0.8**k for k in range(20)]  # after three levels they could be even, after four not
+    told = lengths(curved, listed=20)
+    assert told[:3] == [20, 20, 20] and set(told[4:]) == {20}
+    assert lengths(curved[10:], listed=20, first_step=10)[-1] == 20
+    assert lengths(flow(20, 5.0), listed=23)[3:] == [20] * 18  # they tell it
+    assert lengths(curved, listed=6)[-1] is None  # it was no list of all
+    assert lengths([1.0, 0.9, 0.9], listed=39) == [39, 39, 39, None]  # what it counts are evaluations (Heun's)
+
+
 @pytest.mark.parametrize("levels", [[0.0, -0.1, -0.2], [0.25, 0.1, -0.1], [-1.0, -1.1, -1.2]])
 def test_levels_that_are_no_shares_of_noise_are_no_error(levels):
     """The timesteps of EDM models are logarithms."""
