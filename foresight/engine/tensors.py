@@ -1,4 +1,6 @@
-"""The type of an output, and how running out of memory is recognised."""
+"""The type of an output, how running out of memory is recognised, and random numbers that go on as if nothing was."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -13,6 +15,20 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def read_level(level: torch.Tensor | float | None) -> float | None:
     """A noise level that is read on its own; of several, as tokens may have, the highest."""
     return float(level.detach().float().max()) if isinstance(level, torch.Tensor) else level
+
+
+def random_numbers(device: torch.device) -> Callable[[], None]:
+    """What puts random numbers back to where they are now: the CPU's and those of such devices (CUDA, XPU ...)."""
+    module = getattr(torch, device.type, None) if device.type != "cpu" else None
+    states = [(torch.set_rng_state, torch.get_rng_state())]
+    if hasattr(module, "get_rng_state"):
+        states.append((module.set_rng_state, module.get_rng_state()))
+
+    def put_back() -> None:
+        for put, state in states:
+            put(state)
+
+    return put_back
 
 
 def format_bytes(count: int) -> str:

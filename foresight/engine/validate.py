@@ -1,6 +1,5 @@
 """By how much what was left out was off: it is computed as well, for the record, and compared with what was given."""
 
-import contextlib
 from collections.abc import Callable
 from itertools import islice
 
@@ -10,7 +9,7 @@ from .blend import GUIDED, Blend
 from .compiler import outside_graphs
 from .history import by_part, missing, relative
 from .stats import Evaluation
-from .tensors import Tensors
+from .tensors import Tensors, random_numbers
 
 
 class Validation:
@@ -41,11 +40,11 @@ class Validation:
         """
         if not self._wanted:
             return
-        self.active = True
+        self.active, put_back = True, random_numbers(device)
         try:
-            with _kept_random_numbers(device):
-                real = compute()
+            real = compute()
         finally:
+            put_back()
             self.active = False
         with torch.no_grad():
             self._units.append(unit(real))
@@ -78,17 +77,3 @@ class Validation:
         if outputs:
             evaluation.note_missed([self._factor * error for error in by_part(outputs, self._parts)])
         return rest
-
-
-@contextlib.contextmanager
-def _kept_random_numbers(device: torch.device):
-    """The generators of the CPU and of this kind of device (CUDA, XPU, MPS ...) go on afterwards as if nothing was."""
-    module = getattr(torch, device.type, None) if device.type != "cpu" else None
-    states = [(torch.set_rng_state, torch.get_rng_state())]
-    if hasattr(module, "get_rng_state"):
-        states.append((module.set_rng_state, module.get_rng_state()))
-    try:
-        yield
-    finally:
-        for put_back, state in states:
-            put_back(state)

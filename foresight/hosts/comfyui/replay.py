@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...engine import Restart, Run
+from ...engine.tensors import random_numbers
 from .outputs import Parts, SamplerFunctions
 
 KEY = "foresight_replay"
@@ -119,7 +120,7 @@ class Replay:
         denoise_mask=None,
         disable_pbar=False,
     ):
-        begin = _random_state(noise.device)
+        begin = random_numbers(noise.device)  # not every sampler has a seed of its own
         self._inside = True
         try:
             with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
@@ -131,7 +132,7 @@ class Replay:
                     try:
                         return executor(*args)
                     except Restart:
-                        self._go_on = _random_state(noise.device)
+                        self._go_on = random_numbers(noise.device)
                         begin()
         finally:
             self._inside = False
@@ -184,17 +185,3 @@ class _Progress:
 def _copied(model_options: dict) -> dict:
     """Options that a sampler may add functions of its own to; what is in `transformer_options` goes on."""
     return {key: list(value) if isinstance(value, list) else value for key, value in model_options.items()}
-
-
-def _random_state(device: torch.device) -> Callable[[], None]:
-    """Restores torch's random numbers as they are now: not every sampler has a seed of its own."""
-    module = getattr(torch, device.type, None)
-    states = [(torch.set_rng_state, torch.get_rng_state())]
-    if device.type != "cpu" and hasattr(module, "get_rng_state"):
-        states.append((module.set_rng_state, module.get_rng_state()))
-
-    def restore() -> None:
-        for put, state in states:
-            put(state)
-
-    return restore
