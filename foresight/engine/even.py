@@ -56,22 +56,24 @@ class Shown:
 
     Args:
         most: Steps that a schedule may have.
-        listed: How many the list of timesteps has of which the first one is, if the host has seen that.
+        listed: What they are likely to be, if the host has seen a list in which the first one stands.
 
     Attributes:
         even: The even steps that they fit, None where they fit none or leave it open.
-        listed: As above; None from where there are more, or where it counts something else.
+        listed: As above; empty from where they are others.
     """
 
-    def __init__(self, most: int, listed: int | None = None):
+    def __init__(self, most: int, listed: Sequence[float] = ()):
         self.even: Even | None = None
-        self.listed = listed
+        self.listed = list(listed)
         self._most, self._quadratic = most, None  # the latter: steps, if the levels are linear-quadratic
 
     @property
     def steps(self) -> int | None:
         """How many there are, None where that is not known."""
-        return self._quadratic or (self.even.steps if self.even is not None else self.listed)
+        if self.listed:
+            return len(self.listed)
+        return self._quadratic or (self.even.steps if self.even is not None else None)
 
     def see(self, levels: Sequence[float], noise: Callable[[float], float] | None) -> bool:
         """Look at the levels so far, whenever there is one more of them; whether they show something new.
@@ -80,13 +82,14 @@ class Shown:
             levels: Those of the run's first steps, without one missing, falling.
             noise: Share of noise at a level of a flow model, which alone has linear-quadratic levels; else None.
         """
-        before, even = self.steps, even_of(levels, noise or (lambda level: level / levels[0]), self._most)
+        if self.listed and self.listed[: len(levels)] == list(levels):
+            return False
+        before, self.listed = self.steps, []
+        even = even_of(levels, noise or (lambda level: level / levels[0]), self._most)
         if noise is not None and len(levels) == 3:
             self._quadratic = linear_quadratic(levels, noise)
         elif self._quadratic is not None and len(levels) > self._quadratic:
             self._quadratic = None  # they were even after all
-        if self.listed is not None and len(levels) > self.listed:
-            self.listed = None
         if (even is None) != (self.even is None) or even is not None and abs(even.steps - self.even.steps) > 1:
             self.even = even  # a number that is off by one is kept: it may be the levels' rounding
             return True
@@ -96,6 +99,16 @@ class Shown:
 def shifted(t: float, shift: float) -> float:
     """Share of noise at time t, 1..0, under a flow shift."""
     return shift * t / (1 + (shift - 1) * t)
+
+
+def following_of(levels: Sequence[float]) -> float:
+    """The level that comes after these, if steps go on growing or shrinking as the last two did."""
+    level, last = levels[-1], levels[-3:]
+    steps = [a - b for a, b in zip(last, last[1:], strict=False) if a > b]
+    if not steps:
+        return level - min(0.02 * levels[0], level)
+    growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
+    return max(0.0, level - steps[-1] * growth)
 
 
 def even_of(levels: Sequence[float], noise: Callable[[float], float], most: int) -> Even | None:

@@ -56,7 +56,7 @@ class Run(Restarts, Holding):
         offload: Offload | None = None,
         inactive: str | None = None,
         first_step: int | None = None,
-        listed: int | None = None,
+        listed: Sequence[float] = (),
         blended: bool = False,
         over: Callable[[float], float] | None = None,
         tape: Tape | None = None,

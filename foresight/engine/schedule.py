@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import Config
-from .even import Even, Shown, shifted
+from .even import Even, Shown, following_of, shifted
 
 AUTO_WARMUP = 0.15  # share of the run's steps (paper, section 4.1)
 LOWEST = 0.1001  # share of noise; schedules may end there (LTX-Video's do), so that less is taken to be the end
@@ -78,7 +78,7 @@ class Schedule:
             noise level.
         over: Share of a whole run that is over at a level; the share of this run's steps by default.
         first_step: Where levels are unknown, the step with which this run begins, if that is known.
-        listed: Steps by the length of a list; what the levels show goes before it.
+        listed: Levels that the run's are likely to be, from its first step on; believed as long as they are.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Schedule:
         region: tuple[float, float] | None = None,
         first_step: int | None = None,
         over: Callable[[float], float] | None = None,
-        listed: int | None = None,
+        listed: Sequence[float] = (),
     ):
         self._levels = _without_padding(levels) if levels is not None else None
         self.steps = len(self._levels) - 1 if self._levels is not None else steps
@@ -106,7 +106,7 @@ class Schedule:
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the different levels so far
-        self._shown = Shown(MOST_STEPS, listed and listed - self._first_step)  # what they show
+        self._shown = Shown(MOST_STEPS, listed)  # what they show
         self._times: list[float] = []  # that are likely left at every step
 
     @property
@@ -143,8 +143,9 @@ class Schedule:
     def outlook(self) -> list[Place]:
         """Where the first evaluation of every step will stand, and the end of the run, as far as that is known now.
 
-        Where the levels are unknown, the steps are taken to be even in time, under the flow shift that the first
-        levels show; where their number is too, it is what these show, and `TYPICAL` before that.
+        Where the levels are unknown, they are those of the list; without one, the steps are taken to be even in time,
+        under the flow shift that the first levels show. Where their number is unknown too, it is what these show, and
+        `TYPICAL` before that.
         """
         steps = TYPICAL if self.length is None else self.length
         first = self._first_step if self._levels is None else self._start or 0
@@ -166,7 +167,10 @@ class Schedule:
 
         Three of them tell all, see `even`. Two tell the flow shift, of as many steps as there are in the time.
         """
-        even, first = self._shown.even, self._first_step
+        even, first, listed = self._shown.even, self._first_step, self._shown.listed
+        if listed and first + len(listed) == steps:
+            share = self._noise or (lambda level: level / listed[0])
+            return [1 - k / steps for k in range(steps + 1)], [*first * [1.0], *map(share, listed), 0.0]
         if even is None or abs(first + even.steps - steps) > 1:
             d = 1 / max(1, steps)
             even = Even(1 - first * d, d, self._likely_shift(1 - (first + 1) * d))
@@ -243,8 +247,6 @@ class Schedule:
         elif self._counted and self._evaluation in (1, 2):  # what was counted are evaluations: a second-order sampler's
             self.steps = None if self._first_step else (self.steps + 1) // 2
             self._counted, self._news = False, True
-        elif self._shown.listed and self._evaluation in (1, 2):  # the same of a list, or one with a step twice (PNDM)
-            self._shown.listed, self._news = None, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run
         tau = 1 - self._times[over] if over < 0 else self._position / (self.steps or TYPICAL)
         if level is None:
@@ -252,13 +254,12 @@ class Schedule:
             return self._position, tau, noise, 1 / (self.steps or TYPICAL), 1.0, 1.0, False
         if not self._seen or level != self._seen[-1]:
             self._see(level)
-        following = self._following(level)
-        last = level <= 0 or not self._counted and following <= 0.5 * (level - following)
+        following, last = self._following(level)
         if self._noise is None:  # nothing is known of what the sampler does with an output
             noise = [x / self._first if self._first else 0.0 for x in (level, following)]
             return self._position, tau, noise[0], max(0.0, noise[0] - noise[1]), 1.0, 1.0, last
         noise, a = self._noise(level), following / level if level else 0.0
-        last |= self.steps is None and self._shown.listed is None and noise <= LOWEST
+        last |= self.steps is None and not self._shown.listed and noise <= LOWEST
         return self._position, tau, noise, noise - self._noise(following), a, 1.0 - a, last
 
     def _see(self, level: float) -> None:
@@ -267,14 +268,13 @@ class Schedule:
         if min(self._seen) > 0:
             self._news |= self._shown.see(self._seen, self._noise)
 
-    def _following(self, level: float) -> float:
-        """The level that comes next, if steps go on growing or shrinking as the last two did."""
-        last = self._seen[-3:]
-        steps = [a - b for a, b in zip(last, last[1:], strict=False) if a > b]
-        if not steps:
-            return level - min(0.02 * (self._first or 0.0), level)
-        growth = min(max(steps[-1] / steps[0], 0.5), 2.0)
-        return max(0.0, level - steps[-1] * growth)
+    def _following(self, level: float) -> tuple[float, bool]:
+        """The level that comes next, and whether that is the end of the run."""
+        if self._shown.listed:
+            rest = self._shown.listed[len(self._seen) :]
+            return (rest or [0.0])[0], not rest
+        following = following_of(self._seen)
+        return following, level <= 0 or not self._counted and following <= 0.5 * (level - following)
 
 
 def whole_steps(places: Sequence[Place]) -> float:

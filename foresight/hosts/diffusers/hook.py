@@ -18,7 +18,7 @@ from ..ranks import Ranks, ranks_of
 from .families import family_for
 from .latents import Latents, channels_of, latents_of, names_of
 from .outputs import Result, View
-from .signs import Signs, place_of
+from .signs import Signs, levels_of
 from .streams import Streams
 from .threads import Threads
 
@@ -46,8 +46,7 @@ class ForesightHook(ModelHook):
         self._run: Run | None = None
         self._stats: RunStats | None = None
         self.removed = False  # somebody may have kept the forward that it was in
-        self._has_learned = False
-        self._threads = Threads()
+        self._threads, self._has_learned = Threads(), False
         self._context = None  # of the newest call
         self._parts: tuple[str, ...] = ()  # names of those of the latent
         self._begin_run()
@@ -187,7 +186,8 @@ class ForesightHook(ModelHook):
         self._scale = _scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
         steps = getattr(self._context, "num_inference_steps", None) or self._steps
-        listed, place = (None, None) if steps else place_of(timestep)  # only where nobody says any
+        first = getattr(self._context, "step_index", None)
+        listed, place = levels_of(timestep, level, self._top if self._rises else None, steps and steps - (first or 0))
         run = Run(
             self._config,
             steps=steps,
@@ -195,7 +195,7 @@ class ForesightHook(ModelHook):
             offload=Offload.of(self._config.cache_device),
             inactive=self._ranks.never,
             worst=self._ranks.worst,
-            first_step=getattr(self._context, "step_index", None) if steps else place,
+            first_step=first if steps else place,
             listed=listed,
             blended=True,
             parts=self._parts,

@@ -67,14 +67,27 @@ def _is_of_a_list(timestep: object) -> bool:
     return one and timestep.untyped_storage().nbytes() > timestep.element_size()
 
 
-def place_of(timestep: object) -> tuple[int | None, int | None]:
-    """How long the list is that a timestep is of, and its place in it; None, None where that is not for sure.
+def levels_of(timestep: object, level: float | None, top: float | None, said: int | None) -> tuple[list[float], int]:
+    """The levels of a run from this timestep on, and its place in their list; [], 0 where it is of none for sure.
 
     A number that stands in a vector of one may be of any tensor: of those that are repeated, and of bare ones, none is.
+
+    Args:
+        timestep: As the model gets it.
+        level: What is taken for its noise level.
+        top: The level of timestep 0, where these rise; else None.
+        said: Steps from here on, if somebody says it, which goes before a list of others.
     """
     if not _is_of_a_list(timestep) or any(timestep.stride()):
-        return None, None
-    return timestep.untyped_storage().nbytes() // timestep.element_size(), timestep.storage_offset()
+        return [], 0
+    count = timestep.untyped_storage().nbytes() // timestep.element_size()
+    entries = timestep.as_strided((count,), (1,), 0).float().tolist()
+    # Heun's has all but the first twice, and PNDM's one: these are evaluations
+    kept = [0, *(k for k in range(1, count) if entries[k] != entries[k - 1])]
+    place = sum(k <= timestep.storage_offset() for k in kept) - 1
+    levels = [entries[k] if top is None else top - entries[k] for k in kept[place:]]
+    falls = levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    return (levels, place) if falls and levels[0] == level and said in (None, len(levels)) else ([], 0)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

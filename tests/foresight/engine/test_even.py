@@ -154,14 +154,33 @@ def lengths(levels, **known):
     return told
 
 
-def test_the_length_of_a_list_counts_where_the_levels_do_not_tell_it():
-    curved = [0.995 * 0.8**k for k in range(20)]  # after three levels they could be even, after four not
-    told = lengths(curved, listed=20)
-    assert told[:3] == [20, 20, 20] and set(told[4:]) == {20}
-    assert lengths(curved[10:], listed=20, first_step=10)[-1] == 20
-    assert lengths(flow(20, 5.0), listed=23)[3:] == [20] * 18  # they tell it
-    assert lengths(curved, listed=6)[-1] is None  # it was no list of all
-    assert lengths([1.0, 0.9, 0.9], listed=39) == [39, 39, 39, None]  # what it counts are evaluations (Heun's)
+CURVED = [0.995 * 0.8**k for k in range(20)]  # after three levels they could be even, after four not
+
+
+def test_a_list_tells_the_length_as_long_as_the_levels_are_its():
+    assert lengths(CURVED, listed=CURVED) == [20] * 21
+    assert lengths(CURVED[10:], listed=CURVED[10:], first_step=10) == [20] * 11
+    twice = [level for level in CURVED[:4] for _ in range(2)]  # Heun's: a step has two evaluations
+    assert lengths(twice, listed=CURVED) == [20] * 9
+    assert lengths(flow(20, 5.0), listed=[1.0, 0.9, 0.8]) == [3, 3, None, *[20] * 18]  # it was another list
+    assert lengths(CURVED, listed=CURVED[:6])[5:] == [6, 6, *[None] * 14]  # it was no list of all
+
+
+@pytest.mark.parametrize("scale", [1.0, None], ids=["flow", "other units"])
+@pytest.mark.parametrize("levels", [karras(20), beta(20), CURVED, quadratic(20), stretched(flow(20, 5.0))])
+def test_a_list_plans_a_run_as_if_the_host_had_told_its_levels(levels, scale):
+    """Where every step will stand, and that the last one is the last and no other."""
+    noise = scale and (lambda level: level)
+    known = Schedule(ForecastConfig(), levels=[*levels, 0.0], noise=noise)
+    listed = Schedule(ForecastConfig(), listed=levels, noise=noise)
+    for one, other in zip(known.outlook(), listed.outlook(), strict=True):
+        assert (one.noise, one.share) == pytest.approx((other.noise, other.share), abs=1e-6)
+        assert one.tau == pytest.approx(other.tau) and one.position == other.position
+    for k, level in enumerate(levels):
+        one, other = known.place(level), listed.place(level)
+        assert (one.noise, one.share, one.tau) == pytest.approx((other.noise, other.share, other.tau), abs=1e-6)
+        assert other.last == (k == 19) and (noise is None or (one.a, one.b) == pytest.approx((other.a, other.b)))
+        assert not listed.has_news or k <= 2
 
 
 @pytest.mark.parametrize("levels", [[0.0, -0.1, -0.2], [0.25, 0.1, -0.1], [-1.0, -1.1, -1.2]])

@@ -11,7 +11,7 @@ import numpy
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight, hook
-from foresight.hosts.diffusers.signs import Signs, place_of
+from foresight.hosts.diffusers.signs import Signs, levels_of
 from support import diffusers_images
 from support.diffusers_models import seeded
 from support.diffusers_transformers import wan
@@ -130,11 +130,21 @@ def test_signs_of_a_list_of_timesteps():
         signs.note(None, first.clone()[k], True)
 
 
-def test_the_length_of_a_list_and_the_place_in_it():
+def test_the_levels_of_a_list_and_the_place_in_it():
     times = torch.linspace(1000.0, 50.0, 20)
-    assert place_of(times[3]) == place_of(times[3].expand(2)) == (20, 3)
+    rest = times[3:].tolist()
+    for form in (times[3], times[3].expand(2)):
+        assert levels_of(form, rest[0], None, None) == levels_of(form, rest[0], None, 17) == (rest, 3)
+        assert levels_of(form, rest[0], None, 20) == ([], 0)  # somebody says another number
+        assert levels_of(form, rest[0] / 1000, None, None) == ([], 0)  # it is in other units
     for other in (times[3].clone(), times[3:4], times[:2], 300.0, None, torch.rand(4)[:1]):
-        assert place_of(other) == (None, None), other
+        assert levels_of(other, rest[0], None, None) == ([], 0), other
+    heun = torch.cat([times[:1], times[1:].repeat_interleave(2)])
+    assert levels_of(heun[5], rest[0], None, None) == levels_of(heun[6], rest[0], None, None) == (rest, 3)
+    rising = torch.arange(20) / 20  # Lumina's
+    assert levels_of(rising[3], 1 - float(rising[3]), 1.0, None) == ([1 - x for x in rising[3:].tolist()], 3)
+    for numbers in (rising, -times, torch.tensor([1000.0, 7.0, 8.0, 800.0])):  # no levels
+        assert levels_of(numbers[0], float(numbers[0]), None, None) == ([], 0)
 
 
 def test_latents_on_another_device_are_no_step_apart():
