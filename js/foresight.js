@@ -3,7 +3,8 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { element } from "./element.js";
 import { MapView } from "./map.js";
-import { fetchRuns, findNode, graphIsThere, isHere, merge, rootGraph } from "./runs.js";
+import { passToGraph } from "./pointer.js";
+import { fetchRuns, findNode, graphIsThere, isHere, merge, note, rootGraph } from "./runs.js";
 import { readOlderFiles } from "./saved.js";
 
 const TEXT_HEIGHTS = { ForesightReport: 250, ForesightCompare: 50, ForesightSpeedup: 40 };
@@ -41,6 +42,14 @@ class TextView {
     this.node = node;
     this.root = element("pre", "foresight-text");
     this.root.tabIndex = 0;
+    this.root.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  key(event) {
+    if (event.key.toLowerCase() !== "a" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    event.stopPropagation(); // the graph selects all nodes with the same keys
+    getSelection().selectAllChildren(this.root);
   }
 
   show(output) {
@@ -48,7 +57,8 @@ class TextView {
   }
 
   refresh() {
-    this.show(app.nodeOutputs?.[this.node.id]); // after a change of tabs
+    const { graph, id } = this.node;
+    this.show(app.nodeOutputs?.[graph === rootGraph() ? id : `${graph?.id}:${id}`]); // after a change of tabs
   }
 }
 
@@ -59,6 +69,7 @@ function addView(node, View, height) {
   link.href = new URL("./foresight.css", import.meta.url).href;
   link.addEventListener("load", () => view.refresh()); // its colours are known now
   view.holder = element("div", "foresight-view", link, view.root); // nothing of ours in the page's head
+  passToGraph(view.holder);
   const widget = node.addDOMWidget("foresight_view", "foresight_view", view.holder, {
     serialize: false, // not in the prompt
     hideOnZoom: false,
@@ -79,6 +90,7 @@ app.registerExtension({
       if (!merge(detail)) update(); // this page opened in mid-run
       if (isHere(detail)) views.get(findNode(detail.node_id))?.refresh();
     });
+    api.addEventListener("execution_start", ({ detail }) => note(detail.prompt_id));
     api.addEventListener("reconnected", update); // events were lost
     const themed = new MutationObserver(() => showAll()); // a change of theme
     for (const place of [document.documentElement, document.body]) {

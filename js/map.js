@@ -42,6 +42,7 @@ export class MapView {
     this.cursor = null; // [block, evaluation]
     this.tabs = element("div", "foresight-tabs");
     this.tabs.setAttribute("role", "tablist");
+    this.tabs.setAttribute("aria-label", "Runs");
     this.canvas = element("canvas", "");
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");

@@ -3,8 +3,10 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const KEPT = 64; // runs, of all workflows
+const NO_ID = /^[0-]*$/; // what the frontend gives every workflow that it makes of a prompt in API format
 
 const runs = new Map(); // run number -> record as of GET /foresight/runs
+const queued = new Set(); // prompts of this page
 let ready = false; // before the first graph, even asking for it is an error
 
 /** Say that there is a graph to ask for from now on. */
@@ -25,7 +27,16 @@ export function findNode(id) {
   return node;
 }
 
-export const isHere = (record) => record.workflow_id != null && record.workflow_id === rootGraph()?.id;
+/** Note that a prompt of this page begins; the server tells nobody else. */
+export function note(prompt) {
+  queued.add(prompt);
+}
+
+/** Whether a record is of the workflow that is open. Of one without an id, prompts of this page are. */
+export function isHere(record) {
+  if (record.workflow_id == null || record.workflow_id !== rootGraph()?.id) return false;
+  return !NO_ID.test(record.workflow_id) || queued.has(record.prompt_id);
+}
 
 /** The newest prompt's runs for a node, by run number. */
 export function runsOf(node) {
@@ -50,12 +61,18 @@ export function merge(message) {
 /** Fetch all records that the server has. False when it does not answer. */
 export async function fetchRuns() {
   const open = [...runs.values()].filter((r) => !r.done);
-  const response = await api.fetchApi("/foresight/runs");
-  if (!response.ok) return false;
-  const records = await response.json();
+  let records;
+  try {
+    const response = await api.fetchApi("/foresight/runs");
+    if (!response.ok) return false;
+    records = await response.json();
+  } catch {
+    return false; // nobody is there, or somebody else (a proxy's page)
+  }
   for (const record of records) {
-    const known = runs.get(record.run)?.evaluations.length ?? 0; // events may have overtaken the answer
-    if (record.evaluations.length >= known) keep(record);
+    const known = runs.get(record.run); // events may have overtaken the answer
+    const older = known && (record.evaluations.length < known.evaluations.length || (known.done && !record.done));
+    if (!older) keep(record);
   }
   for (const { run } of open.filter((r) => !records.some((record) => record.run === r.run))) {
     if (runs.get(run)?.done === false) keep({ ...runs.get(run), done: true, broken_off: true }); // the server is another

@@ -60,22 +60,23 @@ class ForesightCompare(io.ComfyNode):
         difference = ((b - a) * difference_gain / 2 + 0.5).clamp(0, 1)
         worst = int(psnr.argmin())
         whole = quality.mean_psnr(a, b)
+        equal, frames = whole == float("inf"), f"{len(a)} frame{'s' if len(a) > 1 else ''}"
         panels = {
-            f"PSNR in dB, {whole:.2f} over all frames": {"PSNR": psnr.tolist()},
+            f"PSNR in dB, {'no difference' if equal else f'{whole:.2f}'} over {frames}": {"PSNR": psnr.tolist()},
             f"SSIM, {ssim.mean():.4f} on average": {"SSIM": ssim.tolist()},
         }
         chart = image_of(plot.curves(panels, "frame"))
         text = (
-            f"PSNR {whole:.2f} dB over {len(a)} frames, worst {psnr[worst]:.2f} dB in frame {worst}\n"
+            f"PSNR {whole:.2f} dB over {frames}, worst {psnr[worst]:.2f} dB in frame {worst}\n"
             f"SSIM {ssim.mean():.4f} on average, worst {ssim.min():.4f} in frame {int(ssim.argmin())}"
         )
-        if whole == float("inf"):
-            text = f"all {len(a)} frames are equal, bit for bit"
+        if equal:
+            text = f"{f'all {frames} are' if len(a) > 1 else f'{frames} is'} equal, bit for bit"
         text += heard(plain_audio, audio)
         return io.NodeOutput(
             torch.cat([a, b], dim=2),
             difference,
-            torch.cat([frames[worst : worst + 1] for frames in (a, b, difference)], dim=2),
+            torch.cat([video[worst : worst + 1] for video in (a, b, difference)], dim=2),
             chart,
             whole,
             float(ssim.mean()),

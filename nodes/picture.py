@@ -9,7 +9,7 @@ from ..foresight.hosts.comfyui.timer import steps_on
 from ..foresight.report import figures, picture, plot, quality
 from ..foresight.report.machine import card
 from .common import CATEGORY, image_of, present_in, size_input
-from .timing import measured
+from .timing import measured_lines
 
 
 class ForesightPicture(io.ComfyNode):
@@ -57,7 +57,7 @@ class ForesightPicture(io.ComfyNode):
 
 def caption(plain, other, psnr: float, model_name: str, present: Present) -> tuple[list[str], list[str], list[str]]:
     """What there is to say of two timed models: a title for each video, lines below, and why figures are missing."""
-    times = [measured(name, model, present) for name, model in (("plain", plain), ("Foresight", other))]
+    times = measured_lines(plain, other, present)
     missing = [text for seconds, text in times if not seconds]
     runs = runs_on(other, present)
     if runs_on(plain, present):

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..foresight.hosts.comfyui.prompts import Present
-from ..foresight.hosts.comfyui.timer import apply_timer, seconds_on
+from ..foresight.hosts.comfyui.timer import apply_timer, seconds_on, share_a_timer
 from .common import CATEGORY, present_in
 
 
@@ -62,18 +62,22 @@ class ForesightSpeedup(io.ComfyNode):
 
     @classmethod
     def execute(cls, plain_model, plain_latent, foresight_model, foresight_latent) -> io.NodeOutput:
-        present, times, texts = present_in(cls.hidden), [], []
-        for name, model in (("plain", plain_model), ("Foresight", foresight_model)):
-            seconds, text = measured(name, model, present)
-            times.append(seconds)
-            texts.append(text)
+        times, texts = zip(*measured_lines(plain_model, foresight_model, present_in(cls.hidden)), strict=True)
         speedup = times[0] / times[1] if all(times) else 0.0
         text = f"{', '.join(texts)}: {speedup:.2f}x measured" if speedup else "\n".join(("no speed-up:", *texts))
         return io.NodeOutput(plain_latent, foresight_latent, text, speedup, ui={"text": [text]})
 
 
-def measured(name: str, model, present: Present) -> tuple[float, str]:
-    """Seconds of a line, 0 where none were measured, and what there is to say; an error would end a finished prompt."""
+def measured_lines(plain, other, present: Present) -> list[tuple[float, str]]:
+    """Seconds of each of two lines, 0 where none were measured, and what there is to say."""
+    if share_a_timer(plain, other):
+        why = "it has the other line's Foresight Timer, which counts both: put one on each line, behind where they part"
+        return [(0.0, f"{name}: {why}") for name in ("plain", "Foresight")]
+    return [_measured(name, model, present) for name, model in (("plain", plain), ("Foresight", other))]
+
+
+def _measured(name: str, model, present: Present) -> tuple[float, str]:
+    """The same of one line; an error would end a finished prompt."""
     try:
         runs = seconds_on(model, present)
     except ValueError as error:  # no timer on it

@@ -125,7 +125,7 @@ def _map_matplotlib(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (headline, panel) in zip(axes, panels.items(), strict=True):
         (_strip_matplotlib if isinstance(panel, list) else _cells_matplotlib)(ax, panel)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set_title(headline, fontsize=10, loc="left")
     axes[-1].set_xlabel("evaluation")
     legend = [Patch(color=np.array(color) / 255, label=label) for label, color in _legend(panels).items()]
@@ -142,7 +142,7 @@ def _cells_matplotlib(ax, image: np.ndarray) -> None:
     ax.set_yticks(np.arange(-0.5, image.shape[0]), minor=True)
     ax.grid(which="minor", color="white", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_ylabel("block")
 
 
@@ -172,7 +172,7 @@ def _curves_matplotlib(panels: dict[str, dict[str, list[float]]], xlabel: str) -
             ax.plot(range(len(values)), y, marker=".", color=color, label=name)
         ax.set_title(title, fontsize=10, loc="left")
         ax.grid(alpha=0.3)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(lines) > 1:
             ax.legend(fontsize=8)
     axes[-1].set_xlabel(xlabel)

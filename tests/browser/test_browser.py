@@ -339,6 +339,107 @@ def test_a_run_that_a_new_server_does_not_know_is_shown_as_stopped(page):
     page.page.wait_for_function("() => /evaluation 3 of .*· stopped/.test(document.body.innerText)")
 
 
+def test_an_answer_that_comes_late_or_is_none_leaves_the_map_as_it_is(page):
+    record = page.records()[-1]
+    newer = {**record, "run": record["run"] + 0.85, "prompt_id": "late"}
+    page.run(FAKE, {"record": record, "run": newer["run"], "given": {"prompt_id": "late"}})
+    shown, late = page.figures, {**newer, "done": False, "reused": 0, "reuse_ratio": 0.0}
+    assert record["reused"] and "evaluation" in shown
+    answers = [
+        lambda route: route.fulfill(body="<html>the page of a proxy</html>", content_type="text/html"),
+        lambda route: route.fulfill(body=json.dumps([late]), content_type="application/json"),
+        lambda route: route.fulfill(status=500, body="[]"),
+        lambda route: route.abort(),
+    ]
+    for answer in answers:
+        page.page.route("**/foresight/runs", answer)
+        with page.page.expect_request("**/foresight/runs"):
+            page.run("() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+        page.page.wait_for_timeout(300)
+        page.page.unroute("**/foresight/runs")
+        assert page.figures == shown
+    page.errors = [error for error in page.errors if not error.startswith("Failed to load resource")]  # the browser's
+
+
+def test_a_prompt_in_api_format_shows_its_own_runs(page):
+    """The frontend gives all of them the same id."""
+    prompt = json.loads((hosts.ROOT / "tools" / "foresight_demo.api.json").read_text())
+    (sampler,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
+    sampler |= {"steps": 4, "cfg": 1, "seed": 31 if page.renderer == "classic" else 32}
+    load = "async ([prompt, name]) => { await app.loadApiJson(prompt, name); }"
+    page.run(load, [prompt, "first"])
+    before = page.history()
+    page.press_run()
+    page.wait_for_new(before)
+    assert "evaluation 4 of 4" in page.figures
+    page.page.reload(wait_until="domcontentloaded")
+    page.wait()
+    page.run(load, [{**prompt, "99": {"class_type": "ForesightDemoModel", "inputs": {}}}, "second"])
+    page.page.wait_for_timeout(500)
+    assert page.page.locator(".foresight-empty").count() == 1 and page.figures == ""
+
+
+VIEWPORT = "() => [app.canvas.ds.scale, ...app.canvas.ds.offset]"
+
+
+def test_pointer_and_keys_over_our_views_are_the_graphs_where_they_have_no_use_for_them(page):
+    page.demo()
+    page.add_report()
+    page.page.locator(".foresight-text").evaluate("(e) => { e.textContent = 'a line of the report'; }")
+    for name in ("map", "text"):
+        page.fit()
+        box = page.page.locator(f".foresight-{name}").first.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.8
+        scale, *offset = page.run(VIEWPORT)
+        page.page.mouse.move(x, y)
+        page.page.mouse.down(button="middle")
+        page.page.mouse.move(x + 40, y + 30, steps=4)
+        page.page.mouse.up(button="middle")
+        page.page.wait_for_timeout(300)
+        moved = page.run(VIEWPORT)
+        assert moved[0] == scale and all(b > a + 10 for a, b in zip(offset, moved[1:], strict=True)), name
+        page.page.mouse.wheel(0, 100)
+        page.page.wait_for_timeout(300)
+        assert page.run(VIEWPORT)[0] < scale, name
+    page.fit()
+    text = page.page.locator(".foresight-text")
+    text.focus()
+    selected = page.run("() => Object.keys(app.canvas.selected_nodes)")
+    page.page.keyboard.press("Control+a")
+    assert page.run("() => getSelection().toString()") == "a line of the report"
+    assert page.run("() => Object.keys(app.canvas.selected_nodes)") == selected
+    if page.renderer == "classic":  # Nodes 2.0 has rules of its own
+        text.evaluate("(e) => { e.textContent = Array(200).fill('a line').join(String.fromCharCode(10)); }")
+        box, before = text.bounding_box(), page.run(VIEWPORT)
+        page.page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.page.mouse.wheel(0, 100)
+        page.page.wait_for_timeout(300)
+        assert text.evaluate("(e) => e.scrollTop") > 0 and page.run(VIEWPORT) == before
+
+
+def test_the_text_of_a_report_in_a_subgraph_comes_back_with_its_tab(page):
+    page.demo(5, seed=41 if page.renderer == "classic" else 42)
+    page.add_report()
+    page.run(
+        """() => {
+            const report = app.graph.nodes.find((n) => n.type === "ForesightReport");
+            app.graph.convertToSubgraph(new Set([report]));
+        }"""
+    )
+    page.page.wait_for_timeout(500)
+    before = page.history()
+    page.press_run()
+    entry = page.wait_for_new(before)
+    (told,) = [output["text"][0] for output in entry["outputs"].values() if "text" in output]
+    page.run(NOTE_STATE)
+    page.load(hosts.ROOT / "workflows" / "foresight_ab.json")
+    page.run("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    page.page.wait_for_timeout(1500)
+    page.run("() => { const n = app.graph.nodes.find((n) => n.subgraph); app.canvas.openSubgraph(n.subgraph, n); }")
+    page.page.wait_for_timeout(1500)
+    assert page.page.locator(".foresight-text").first.inner_text().strip() == told.strip()
+
+
 def test_a_forecast_is_a_strip_that_arrow_keys_read(page, pictures):
     steps = 16 if page.renderer == "classic" else 17
     page.load(hosts.ROOT / "workflows" / "foresight_demo.json")

@@ -17,6 +17,7 @@ from pack.nodes import ForesightExtension, report
 from pack.nodes.apply import ForesightApply
 from pack.nodes.compare import ForesightCompare
 from pack.nodes.demo import ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from pack.nodes.picture import ForesightPicture
 from pack.nodes.report import ForesightReport
 from pack.nodes.timing import ForesightSpeedup, ForesightTimer
 from support.node_calls import FAST, execute, sample
@@ -189,6 +190,24 @@ def test_a_missing_timer_and_a_missing_run_are_told_and_the_latents_passed_on(mo
         assert output.ui["text"] == [output.args[2]]
 
 
+def test_two_lines_behind_one_timer_have_no_speed_up(model):
+    """It counts both samplers, whichever line is asked: 1.00x, whatever Foresight has left out."""
+    timed, one, other = execute(ForesightTimer, model).args[0], {"samples": 1}, {"samples": 2}
+    fast = apply_foresight(timed, FAST, "7")
+    sample(timed, "p", "3")
+    sample(fast, "p", "4")
+    for second in (fast, timed):
+        *_, text, speedup = execute(ForesightSpeedup, timed, one, second, other).args
+        assert speedup == 0.0 and text.count("it has the other line's Foresight Timer, which counts both") == 2
+        video = torch.rand(1, 16, 16, 3)
+        _, text = execute(ForesightPicture, video, video, timed, second, "", 512).args
+        assert text.splitlines()[0] == "plain, Foresight" and "no speed-up measured" in text
+        assert "put one on each line" in text
+    both = execute(ForesightTimer, fast).args[0]
+    sample(both, "q", "4")
+    assert execute(ForesightSpeedup, timed, one, both, other).args[3] > 0  # a timer behind the timer is another
+
+
 def test_an_interrupted_run_leaves_no_time(model):
     timed = execute(ForesightTimer, model).args[0]
     positive = ForesightDemoPrompt.execute("red ball").args[0]
@@ -237,6 +256,9 @@ def test_compare_of_equal_videos_says_so_and_takes_alpha():
     output = execute(ForesightCompare, plain, torch.cat([plain, torch.rand(2, 8, 8, 1)], dim=-1), 4.0)
     assert output.args[4] == float("inf") and output.args[5] == pytest.approx(1.0)
     assert output.args[6] == "all 2 frames are equal, bit for bit"
+    assert execute(ForesightCompare, plain[:1], plain[:1], 4.0).args[6] == "1 frame is equal, bit for bit"
+    one = execute(ForesightCompare, plain[:1], plain[1:], 4.0).args[6]
+    assert " dB over 1 frame, worst " in one
 
 
 def test_compare_says_that_videos_of_other_shapes_are_not_compared():

@@ -49,11 +49,22 @@ def steps_on(model_patcher, present: Present | None = None) -> list[int]:
     return [steps for _, (_, steps) in _newest(model_patcher, present)]
 
 
-def _newest(model_patcher, present: Present | None) -> list[tuple[Running, tuple[float, int]]]:
+def share_a_timer(one, other) -> bool:
+    """Whether two models were timed before their lines parted: each one's seconds are then those of both."""
+    timer = _timer_of(one)
+    return timer is not None and timer is _timer_of(other)
+
+
+def _timer_of(model_patcher) -> "_Timer | None":
     timers = model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY)
-    if not timers:
+    return timers[-1] if timers else None
+
+
+def _newest(model_patcher, present: Present | None) -> list[tuple[Running, tuple[float, int]]]:
+    timer = _timer_of(model_patcher)
+    if timer is None:
         raise ValueError("this model is not timed: put Foresight Timer on its line, before the sampler")
-    return timers[-1].newest.of(present or Present())
+    return timer.newest.of(present or Present())
 
 
 class _Timer:

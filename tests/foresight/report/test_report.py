@@ -237,6 +237,16 @@ def test_curves_leave_out_what_is_infinite(library):
     assert image.dtype == np.uint8 and (27, 108, 168) in colours(image)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_frames_are_counted_in_whole_numbers(monkeypatch, count):
+    axes = pytest.importorskip("matplotlib.axes", reason="matplotlib is not installed here")
+    ticks, plotted = [], axes.Axes.set_title
+    monkeypatch.setattr(axes.Axes, "set_title", lambda ax, *a, **kw: ticks.append(ax) or plotted(ax, *a, **kw))
+    plot.curves({"PSNR": {"PSNR": [30.0] * count}, "equal": {"PSNR": [float("inf")] * count}}, "frame")
+    shown = [tick for ax in ticks for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
+    assert shown and all(float(tick).is_integer() for tick in shown)
+
+
 def test_a_note_has_room_for_its_text():
     short, long = plot.note("a"), plot.note("a\nlonger line of text")
     assert long.shape[0] > short.shape[0] and long.shape[1] > short.shape[1]
