@@ -12,6 +12,7 @@ from .conds import is_guided
 from .families import FAMILIES
 from .prompts import Newest, Present
 from .run import KEY, SamplerRun
+from .wrappers import Wrapper
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 
@@ -68,7 +69,7 @@ def runs_on(model_patcher: "comfy.model_patcher.ModelPatcher", present: Present 
     return [watcher.record() for template in templates for _, watcher in template.newest.of(present or Present())]
 
 
-class _Template:
+class _Template(Wrapper):
     """What the node leaves on the patcher: the OUTER_SAMPLE wrapper that begins and ends a run."""
 
     def __init__(self, config: Config, node_id: str | None, shown_id: str | None):

@@ -10,7 +10,7 @@ import dis
 import functools
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -20,6 +20,7 @@ ATTENTION = "optimized_attention_override"
 STAYS = 6  # evaluations; a number that has been the same for so long is no counter
 FEW = 4  # values of a number that names trajectories
 _BEGINS, _ENDS = {"hi", "high", "max", "from"}, {"lo", "low", "min", "to", "trunc"}  # as words of a name
+_TIMES = "start_t", "end_t"  # of core's seam smoothing for HiDream O1
 _EMPTY = types.CellType()
 MOST_HELD = 64  # entries of a list or dict that may hold levels
 MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
@@ -59,6 +60,7 @@ class Edges:
             named = [("", x) for x in [*(x for _, x in numbers), *_written(function)] if isinstance(x, float)]
         for name, x in named:
             sigma = float(self._percent_to_sigma(x)) if "percent" in name else x
+            sigma = x / 1000 if name in _TIMES and x > self._highest else sigma  # what the model is given for it
             if self._lowest < sigma < self._highest:
                 yield sigma, _is_end(name)
 
@@ -86,7 +88,12 @@ def _bounds(name: str) -> bool:
     """Whether a number of this name says where something begins or ends."""
     words = set(name.split("_"))
     level = "sigma" in name or "percent" in name
-    return "trunc" in words or level and ("start" in name or "end" in name or bool(words & (_BEGINS | _ENDS)))
+    return (
+        "trunc" in words
+        or name in _TIMES
+        or level
+        and ("start" in name or "end" in name or bool(words & (_BEGINS | _ENDS)))
+    )
 
 
 def _is_end(name: str) -> bool:
@@ -216,6 +223,22 @@ def remembers(model_options: Mapping) -> bool:
     found = (value for key, value in model_options.items() if key.startswith("sampler_"))
     functions = [f for value in found for f in (value if isinstance(value, list) else [value])]
     return any(_holds_tensor(function) for function in functions if getattr(function, "__closure__", None))
+
+
+def has_kept(model_options: Mapping, brought: Collection[str]) -> bool:
+    """The same of one that keeps it in the options: a tensor lies there under a name that was not there before.
+
+    Args:
+        brought: The names that were there when the run began.
+    """
+    return any(_has_tensor(value) for key, value in model_options.items() if key not in brought)
+
+
+def _has_tensor(value: object, depth: int = 3) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() > 1
+    inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    return depth > 0 and any(_has_tensor(x, depth - 1) for x in inside)
 
 
 def _holds_tensor(function: Callable) -> bool:

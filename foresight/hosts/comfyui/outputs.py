@@ -1,5 +1,6 @@
 """What an evaluation gives beside its return value, and the parts that its latent has."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -7,6 +8,7 @@ import torch
 
 from ...engine.history import quieted
 from ...engine.tensors import Tensors
+from .wrappers import Wrapper
 
 POST_CFG = "sampler_post_cfg_function"
 _LATENTS = ("denoised", "cond_denoised", "uncond_denoised")
@@ -86,7 +88,7 @@ def _only(masks: Tensors, tensors: Tensors) -> Tensors:
     return tuple(x.where(masks[i % len(masks)], 0.0) for i, x in enumerate(tensors)) if masks else tensors
 
 
-class SamplerFunctions:
+class SamplerFunctions(Wrapper):
     """The post-CFG functions that a sampler brings for itself, as CFG++ does to learn the uncond.
 
     They are called in every evaluation. In one that is left out they are given forecasts.
@@ -106,10 +108,18 @@ class SamplerFunctions:
         """The sampler's own functions, which stand behind those that the guider's model has."""
         return model_options.get(POST_CFG, [])[_of_model(guider) :]
 
-    def watched(self, model_options: dict, guider: object) -> dict:
-        """The options with a function of ours before the sampler's own, which sees what these are given."""
+    @contextlib.contextmanager
+    def watched(self, model_options: dict, guider: object):
+        """A function of ours stands before the sampler's own, and sees what these are given.
+
+        The options stay the same ones: guidance nodes keep in them what they have seen.
+        """
         found, has = model_options[POST_CFG], _of_model(guider)
-        return {**model_options, POST_CFG: [*found[:has], self._see, *found[has:]]}
+        model_options[POST_CFG] = [*found[:has], self._see, *found[has:]]
+        try:
+            yield
+        finally:
+            model_options[POST_CFG] = found
 
     def _see(self, args: dict) -> torch.Tensor:
         self._names = [name for name in _LATENTS if isinstance(args.get(name), torch.Tensor)]

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import comfy.k_diffusion.sampling
 import comfy.patcher_extension
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ...engine import Restart, Run
 from ...engine.tensors import random_numbers
 from .outputs import Parts, SamplerFunctions
+from .wrappers import Wrapper
 
 KEY = "foresight_replay"
 WrappersMP = comfy.patcher_extension.WrappersMP
@@ -30,7 +31,7 @@ def amplification(sampler: object) -> float:
     It is the sum of the absolute weights of the outputs in one step: (55 + 59 + 37 + 9) / 24 for four of them, by Adams
     and Bashforth. The samplers of CFG++ take a whole output in each step, of which Euler's takes its share.
     """
-    return _WEIGHTS.get(getattr(_function_of(sampler), "__name__", ""), 1.0)
+    return max(_WEIGHTS.get(name, 1.0) for name, _ in _within(sampler))
 
 
 def order(sampler: object) -> int:
@@ -40,7 +41,7 @@ def order(sampler: object) -> int:
     the latent, where Euler's newest has 0.2. Samplers of order 2 have nothing like it but in the last step, which is
     computed.
     """
-    return _ORDERS.get(getattr(_function_of(sampler), "__name__", ""), 1)
+    return max(_ORDERS.get(name, 1) for name, _ in _within(sampler))
 
 
 def most_taken(sampler: object) -> float:
@@ -49,9 +50,23 @@ def most_taken(sampler: object) -> float:
     Of an ancestral sampler that is twice at an eta of 1, as its step goes down to sigma'^2 / sigma before it adds
     noise. Others make more of an error, with the noise, and a few never get over one (`lcm`, `dpmpp_3m_sde`).
     """
-    if getattr(_function_of(sampler), "__name__", "") not in _ANCESTRAL:
-        return math.inf
-    return 1.0 + max(1.0, float(sampler.extra_options.get("eta", 1.0)))
+    etas = [options.get("eta", 1.0) for name, options in _within(sampler) if name in _ANCESTRAL]
+    return 1.0 + max(1.0, *map(float, etas)) if etas else math.inf
+
+
+def is_adaptive(sampler: object) -> bool:
+    """Whether a sampler chooses its noise levels by how outputs differ."""
+    return any("adaptive" in name for name, _ in _within(sampler))
+
+
+def _within(sampler: object, depth: int = 4) -> Iterator[tuple[str, Mapping]]:
+    """Names and options of a sampler's function and of those that it runs (Detail Daemon's has one in its options)."""
+    options = getattr(sampler, "extra_options", None) or {}
+    yield getattr(_function_of(sampler), "__name__", ""), options
+    for value in options.values() if depth else ():
+        for inner in value if isinstance(value, (list, tuple)) else (value,):
+            if hasattr(inner, "sampler_function"):
+                yield from _within(inner, depth - 1)
 
 
 def _function_of(sampler: object) -> Callable | None:
@@ -82,7 +97,7 @@ _ANCESTRAL = "sample_euler_ancestral", "sample_euler_ancestral_cfg_pp", "sample_
 _ORDERS = {"sample_unipc": 3, "sample_unipc_bh2": 3}
 
 
-class Replay:
+class Replay(Wrapper):
     """The two wrappers that start a sampler again when the run asks for it.
 
     Around the model it is outermost, so that other wrappers do not see what is answered from the tape. Around the
@@ -92,11 +107,13 @@ class Replay:
         run: The engine's.
         parts: Of the latent.
         functions: Of the sampler; they are called in a replayed evaluation too.
+        look: Called with the guider and the options before anything is done; may end the run.
     """
 
-    def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
-        self._run, self._parts, self._functions = run, parts, functions
+    def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions, look: Callable[[object, dict], None]):
+        self._run, self._parts, self._functions, self._look = run, parts, functions, look
         self._inside = False  # the wrapper around the sampler; a guider of another pack may not call it
+        self._options: dict = {}  # that the sampler has used last
         self._go_on: Callable[[], None] | None = None  # random numbers as they were before the last start
 
     def install(self, options: dict) -> None:
@@ -121,14 +138,15 @@ class Replay:
         disable_pbar=False,
     ):
         begin = random_numbers(noise.device)  # not every sampler has a seed of its own
-        self._inside = True
+        options, self._inside = extra_args["model_options"], True
+        lists = _lists_in(options)
         try:
             with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
                 seen = _Progress(callback, bar)
                 while True:
                     latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
-                    given = {**extra_args, "model_options": _copied(extra_args["model_options"])}
-                    args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
+                    _put_back(lists, options, self._options)
+                    args = model_wrap, sigmas, dict(extra_args), seen.start(), noise.clone(), latent, denoise_mask, True
                     try:
                         return executor(*args)
                     except Restart:
@@ -141,6 +159,8 @@ class Replay:
         options = model_options or {}
         if not self._inside:
             return executor(x, timestep, options, seed)
+        self._options = options
+        self._look(executor.class_obj, options)
         given = self._run.answer(timestep, self._parts.made(x))
         if given is not None:
             return self._replayed(executor.class_obj, options, given, timestep, x)
@@ -148,8 +168,9 @@ class Replay:
             self._go_on()
             self._go_on = None
         result = executor(x, timestep, options, seed)
-        latents = (result, *self._functions.given)
-        self._run.give(tuple(part for latent in latents for part in self._parts.split(latent)))
+        if isinstance(result, torch.Tensor):
+            latents = (result, *self._functions.given)
+            self._run.give(tuple(part for latent in latents for part in self._parts.split(latent)))
         return result
 
     def _replayed(self, guider, options: dict, given: tuple, timestep: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -182,6 +203,23 @@ class _Progress:
             self._callback(step, *args)
 
 
-def _copied(model_options: dict) -> dict:
-    """Options that a sampler may add functions of its own to; what is in `transformer_options` goes on."""
-    return {key: list(value) if isinstance(value, list) else value for key, value in model_options.items()}
+def _lists_in(model_options: dict) -> dict[str, list]:
+    """The lists of functions among options."""
+    lists = ((key, value) for key, value in model_options.items() if key.startswith("sampler_"))
+    return {key: list(value) for key, value in lists if isinstance(value, list)}
+
+
+def _put_back(lists: dict[str, list], model_options: dict, last: dict) -> None:
+    """Take away what a sampler has added to these, which it will do again.
+
+    All else goes on, since guidance nodes keep in the options what they have seen.
+
+    Args:
+        lists: As they were.
+        model_options: That the sampler is given.
+        last: Those that it has used, which may be a copy of its own.
+    """
+    model_options.update({key: value for key, value in last.items() if not key.startswith("sampler_")})
+    for key in _lists_in(model_options).keys() - lists.keys():
+        del model_options[key]
+    model_options.update({key: list(value) for key, value in lists.items()})

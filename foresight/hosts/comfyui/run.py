@@ -1,5 +1,6 @@
 """One sampler run in ComfyUI: the wrappers that feed the engine."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -17,13 +18,14 @@ from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from ..ranks import ranks_of
 from . import memory, stages
-from .changes import Edges, Numbers, remembers
+from .changes import Edges, Numbers, has_kept, remembers
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, follow_keyframes, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
 from .levels import Levels, Noise
 from .outputs import Parts, SamplerFunctions
-from .replay import Replay, amplification, most_taken, order, takes_euler_steps
+from .replay import Replay, amplification, is_adaptive, most_taken, order, takes_euler_steps
+from .wrappers import Wrapper
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight"
@@ -33,7 +35,7 @@ SHORT = 8  # steps; in a shorter run, that share of so many: before step 2 there
 log = logging.getLogger(__package__)
 
 
-class SamplerRun:
+class SamplerRun(Wrapper):
     """One sampler run: a `Run` of the engine and the wrappers that feed it. Exists inside OUTER_SAMPLE only.
 
     Args:
@@ -89,8 +91,9 @@ class SamplerRun:
             whole=stages.whole_of(schedule[-1]),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
-        self._replay = Replay(self._run, self._parts, self._functions)
+        self._replay = Replay(self._run, self._parts, self._functions, self._look)
         self._edges, self._numbers = Edges(levels.sigma, schedule, but=KEY), Numbers()
+        self._brought: set[str] = set()  # names of the options that are there before the first evaluation
 
     @property
     def stats(self) -> RunStats:
@@ -100,6 +103,7 @@ class SamplerRun:
     def install(self, model_options: dict) -> dict:
         """A clone of a guider's model options with this run's wrappers in it."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
+        self._brought = set(options)
         wrappers = [
             (WrappersMP.PREPARE_SAMPLING, self._prepare_sampling),
             (WrappersMP.PREDICT_NOISE, self._predict_noise),
@@ -146,12 +150,7 @@ class SamplerRun:
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options = model_options or {}
-        if keeps_state(options) and not self.stats.inactive:
-            self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
-        if not (self._config.by_block or self.stats.inactive) and remembers(
-            getattr(executor.class_obj, "model_options", {})
-        ):
-            self._run.deactivate("a guidance node goes by what it saw before (APG with a momentum)", everywhere=True)
+        self._look(executor.class_obj, options)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
             after_first = self._run.evaluation == 0
             held = 0 if self.stats.in_ram else self._run.held_bytes
@@ -165,10 +164,14 @@ class SamplerRun:
             return self._run.output("denoised", None, lambda: (executor(x, timestep, options, seed),), x.device)[0]
         guider = executor.class_obj
         functions = self._functions.among(options, guider)
-        computed, made, seen = [], [], self._functions.watched(options, guider) if functions else options
+        computed, made = [], []
 
         def compute() -> Tensors:
-            computed.append(executor(x, timestep, seen, seed))
+            with self._functions.watched(options, guider) if functions else contextlib.nullcontext():
+                computed.append(executor(x, timestep, options, seed))
+            if not isinstance(computed[0], torch.Tensor):  # LanPaint's has two latents in one
+                self._run.deactivate("another pack's guider gives something else than a latent", everywhere=True)
+                return (x,)
             latents = self._functions.take() if functions else (computed[0],)
             if not latents:
                 self._run.deactivate("the guider does not call the functions that the sampler brings", everywhere=True)
@@ -180,10 +183,21 @@ class SamplerRun:
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
+        if computed and not isinstance(computed[0], torch.Tensor):
+            return computed[0]
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
             return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
+
+    def _look(self, guider: object, options: dict) -> None:
+        """End the run where the options say that every evaluation has to be computed."""
+        if keeps_state(options) and not self.stats.inactive:
+            self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
+        if not (self._config.by_block or self.stats.inactive) and (
+            remembers(getattr(guider, "model_options", {})) or has_kept(options, self._brought)
+        ):
+            self._run.deactivate("a guidance node goes by what it saw before (APG with a momentum)", everywhere=True)
 
     def _active_conds(self, guider, timestep: torch.Tensor, options: dict) -> tuple:
         both = self._guided or options.get("disable_cfg1_optimization")  # as samplers of CFG++ have it
@@ -264,7 +278,6 @@ def _tape(sampler: object, denoise_mask: torch.Tensor | None, steps: int, alone:
 
 def _why_not(sampler: object) -> str | None:
     """Why the method must not be used with a sampler, or None."""
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if "adaptive" in name:
+    if is_adaptive(sampler):
         return "an adaptive sampler chooses its noise levels by how outputs differ, which a forecast would spoil"
     return None

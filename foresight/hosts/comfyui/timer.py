@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.patcher_extension
 
 from .prompts import Newest, Present, Running, executing
+from .wrappers import Wrapper
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 KEY = "foresight.timer"
@@ -67,7 +68,7 @@ def _newest(model_patcher, present: Present | None) -> list[tuple[Running, tuple
     return timer.newest.of(present or Present())
 
 
-class _Timer:
+class _Timer(Wrapper):
     """The OUTER_SAMPLE wrapper."""
 
     def __init__(self, node_id: str | None):
@@ -85,7 +86,7 @@ class _Timer:
         return samples
 
 
-class _Marks:
+class _Marks(Wrapper):
     """When the first three evaluations that call the model began; one that is left out does not, in any order."""
 
     def __init__(self):

@@ -216,6 +216,22 @@ def test_a_run_goes_down_its_levels_and_up_its_percents(name, ends):
     assert sides(edges(), 0.5, patches={"attn1_patch": [holder]})[1] == ((0.5, ends),)
 
 
+def test_a_node_that_keeps_timesteps_is_seen(model):
+    """They are a thousand times the levels."""
+    nodes = pytest.importorskip("comfy_extras.nodes_hidream_o1", reason="this ComfyUI has no HiDream O1")
+    start, end = 0.3, 0.7
+    settings = {"pattern": "single_shift", "passes": "2", "blend": "average", "strength": 1.0}
+    patcher = nodes.HiDreamO1PatchSeamSmoothing.execute(
+        model=model.patcher, start_percent=start, end_percent=end, **settings
+    ).result[0]
+    first, last = (level_at(model.patcher, percent) for percent in (start, end))
+    seen = edges((1.0, 0.9, 0.5, 0.1, 0.0))
+    found = [sides(seen, level, wrappers=patcher.wrappers) for level in (first + 0.01, first - 0.01, last - 0.01)]
+    assert len(set(found)) == 3 and all(len(on) == 2 for _, on in found)
+    by_sigma = functools.partial(lambda args, **bounds: args, start_t=0.5)
+    assert sides(edges(), 0.6, patches={"attn1_patch": [by_sigma]})[1] == ((0.5, True),)
+
+
 def edges(levels=(1.0, 0.5, 0.0)):
     return Edges(lambda percent: 1 - percent, levels, but="ours")
 

@@ -1,0 +1,196 @@
+"""What node packs do around a sampler run, as their sources have it: nothing ends, and nothing is lost or untrue."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="ComfyUI is not installed here")
+
+import comfy.model_patcher
+import comfy.samplers
+
+from foresight import ForecastConfig, PaperConfig
+from foresight.hosts.comfyui import apply_foresight, replay
+from foresight.hosts.comfyui.changes import has_kept
+from foresight.hosts.comfyui.timer import apply_timer, seconds_on
+from support.comfy_models import noise, sample
+
+STEPS = 20
+FORECAST = ForecastConfig(threshold=1.0)
+SAMPLERS = ["euler", "res_multistep", "euler_cfg_pp", "dpmpp_2m_sde"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from support import comfy_models
+
+    return comfy_models.wan()
+
+
+def guided(model, function, kind="set_model_sampler_post_cfg_function"):
+    patcher = model.patcher.clone()
+    getattr(patcher, kind)(function)
+    return patcher
+
+
+@pytest.mark.parametrize("config", [FORECAST, PaperConfig(threshold=1.0)], ids=lambda config: config.name)
+@pytest.mark.parametrize("sampler", ["euler", "res_multistep"])
+def test_options_that_are_copied_to_the_ground_in_mid_run(model, runs, config, sampler):
+    """Pre CFG nodes do so to call the model with a change of their own."""
+    copies = []
+
+    def copying(args):
+        copies.append(copy.deepcopy(args["model_options"]))
+        return args["conds_out"]
+
+    patcher = guided(model, copying, "set_model_sampler_pre_cfg_function")
+    timed = apply_timer(apply_foresight(patcher, config))
+    assert torch.equal(
+        sample(model, timed, steps=STEPS, sampler=sampler),
+        sample(model, apply_foresight(model.patcher, config), steps=STEPS, sampler=sampler),
+    )
+    assert runs[0].reused == runs[1].reused > 0 and runs[0].inactive is None and seconds_on(timed)
+    kinds = copies[0]["transformer_options"]["wrappers"].values()
+    own = [f for kind in kinds for key, of_key in kind.items() if str(key).startswith("foresight") for f in of_key]
+    assert own and all(copy.deepcopy(f) == f for f in own)  # no second run
+
+
+class TwoLatents(comfy.samplers.CFGGuider):
+    """LanPaint's: the guided output of two strengths."""
+
+    def predict_noise(self, *args, **kwargs):
+        out = super().predict_noise(*args, **kwargs)
+        return out, 2 * out
+
+
+@comfy.samplers.KSAMPLER
+def of_two_latents(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        out, twice = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
+        x = x + (0.9 * out + 0.05 * twice - x) * (1 - following / sigma)
+    return x
+
+
+@pytest.mark.parametrize("config", [FORECAST, PaperConfig(threshold=1.0)], ids=lambda config: config.name)
+def test_a_guider_that_gives_two_latents(model, runs, config):
+    found = []
+    for patcher in (model.patcher, apply_foresight(model.patcher, config)):
+        guider = TwoLatents(patcher)
+        guider.set_conds(model.text(1), model.text(2))
+        guider.set_cfg(3.0)
+        sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", STEPS)
+        start = noise(*model.latent().shape, seed=3)
+        found.append(guider.sample(start, model.latent(), of_two_latents, sigmas, disable_pbar=True, seed=1))
+    assert torch.equal(*found) and len(runs[0].evaluations) == STEPS
+    assert runs[0].inactive == "another pack's guider gives something else than a latent"
+
+
+def momentum(group="mg", of=lambda args: args["denoised"]):
+    """As sd-perturbed-attention has it: what was seen before lies in the options."""
+
+    def post_cfg(args):
+        kept = args["model_options"].setdefault(group, {})
+        before, now = kept.get("before"), of(args)
+        kept["before"] = now if before is None else 0.6 * before + 0.4 * now
+        return args["denoised"] + 0.3 * kept["before"]
+
+    return post_cfg
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_guidance_that_keeps_what_it_saw_in_the_options_is_left_alone(model, runs, sampler):
+    patcher = guided(model, momentum())
+    plain = sample(model, patcher, steps=STEPS, sampler=sampler)
+    assert torch.equal(sample(model, apply_foresight(patcher, FORECAST), steps=STEPS, sampler=sampler), plain)
+    assert runs[0].inactive == "a guidance node goes by what it saw before (APG with a momentum)"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_guidance_writes_into_the_options_stays_there_for_the_whole_run(model, runs, sampler):
+    """A number there ends nothing, and counts on, whenever the sampler is started again."""
+    seen = []
+
+    def counting(args):
+        kept = args["model_options"].setdefault("counter", {"calls": 0})
+        kept["calls"] += 1
+        seen.append(kept["calls"])
+        return args["denoised"]
+
+    sample(model, apply_foresight(guided(model, counting), FORECAST), steps=STEPS, sampler=sampler)
+    assert runs[0].inactive is None or runs[0].inactive == FORECAST.unused
+    assert seen == list(range(1, STEPS - runs[0].reused + runs[0].taken_back + 1))
+
+
+def test_what_is_kept_in_the_options():
+    tensor, brought = torch.zeros(2, 2), {"old"}
+    kept = {"a": {"b": [tensor]}}, {"a": tensor}, {"a": ({"b": {"c": tensor}},)}
+    others = {"old": tensor}, {"a": 3}, {"a": {"b": tensor[0, 0]}}, {"a": [torch.nn.Linear(2, 2)]}, {}
+    assert all(has_kept(options, brought) for options in kept)
+    assert not any(has_kept(options, brought) for options in others)
+
+
+@pytest.mark.parametrize("key", ["sampler_post_cfg_function", "sampler_pre_cfg_function"])
+def test_a_sampler_that_adds_to_the_options_it_was_given_adds_once(model, runs, key):
+    calls = []
+
+    @comfy.samplers.KSAMPLER
+    def adding(network, x, sigmas, extra_args=None, callback=None, disable=None):
+        def own(args):
+            calls[-1] += 1
+            return args["denoised"] if "denoised" in args else args["conds_out"]
+
+        extra_args["model_options"].setdefault(key, []).append(own)
+        before = None
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            calls.append(0)
+            out = network(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
+            taken = out if before is None else 1.5 * out - 0.5 * before
+            x, before = x + (taken - x) * (1 - following / sigma), out
+        return x
+
+    sigmas = comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", STEPS)
+    for has in (False, True):  # with a function of the model's in the list too
+        patcher = model.patcher.clone()
+        if has:
+            patcher.model_options[key] = [lambda args: args.get("denoised", args.get("conds_out"))]
+        guider = comfy.samplers.CFGGuider(apply_foresight(patcher, FORECAST))
+        guider.set_conds(model.text(1), model.text(2))
+        guider.set_cfg(3.0)
+        guider.sample(noise(*model.latent().shape, seed=3), model.latent(), adding, sigmas, disable_pbar=True, seed=1)
+        assert set(calls) <= {0, 1} and 1 in calls and runs[-1].restarts > 0
+        calls.clear()
+
+
+def wrapped(sampler):
+    """As Detail Daemon's and others: the sampler that it runs is among its options."""
+
+    def around(network, x, sigmas, *, inner, extra_args=None, callback=None, disable=None):
+        return inner.sampler_function(network, x, sigmas, extra_args=extra_args, callback=callback, disable=disable)
+
+    return comfy.samplers.KSAMPLER(around, extra_options={"inner": sampler})
+
+
+@pytest.mark.parametrize("name", comfy.samplers.KSampler.SAMPLERS)
+def test_a_sampler_is_known_inside_of_another(name):
+    bare = comfy.samplers.sampler_object(name)
+    chain = comfy.samplers.KSAMPLER(lambda: None, extra_options={"chain": [wrapped(bare), 3, None]})
+    for around in (wrapped(bare), wrapped(wrapped(bare)), chain):
+        for trait in (replay.amplification, replay.order, replay.most_taken, replay.is_adaptive):
+            assert trait(around) == trait(bare), trait
+        assert not replay.takes_euler_steps(around, None)  # what is around it may do anything
+    itself = comfy.samplers.KSAMPLER(lambda: None, extra_options={})
+    itself.extra_options["inner"] = itself
+    assert replay.amplification(itself) == 1 and math.isinf(replay.most_taken(itself))
+
+
+@pytest.mark.parametrize("name", ["res_multistep_cfg_pp", "gradient_estimation_cfg_pp", "dpm_adaptive"])
+def test_what_is_never_forecast_for_is_not_inside_of_another_either(model, runs, name):
+    sampler = wrapped(comfy.samplers.ksampler(name))
+    sigmas = comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", STEPS)
+    guider = comfy.samplers.CFGGuider(apply_foresight(model.patcher, FORECAST))
+    guider.set_conds(model.text(1), model.text(2))
+    guider.set_cfg(3.0)
+    guider.sample(noise(*model.latent().shape, seed=3), model.latent(), sampler, sigmas, disable_pbar=True, seed=1)
+    assert runs[0].reused == 0 and runs[0].inactive
