@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+LEAST = 3  # levels of a list; the times of a batch or of cond and uncond are no list
+
 
 class Signs:
     """What the calls of a run have said; one that an error ended between two of them is not over for a model.
@@ -70,20 +72,20 @@ def _is_of_a_list(timestep: object) -> bool:
 def levels_of(timestep: object, level: float | None, top: float | None, said: int | None) -> tuple[list[float], int]:
     """The levels of a run from this timestep on, and its place in their list; [], 0 where it is of none for sure.
 
-    A number that stands in a vector of one may be of any tensor: of those that are repeated, and of bare ones, none is.
-
     Args:
         timestep: As the model gets it.
         level: What is taken for its noise level.
         top: The level of timestep 0, where these rise; else None.
         said: Steps from here on, if somebody says it, which goes before a list of others.
     """
-    if not _is_of_a_list(timestep) or any(timestep.stride()):
+    if not _is_of_a_list(timestep):
         return [], 0
     count = timestep.untyped_storage().nbytes() // timestep.element_size()
     entries = timestep.as_strided((count,), (1,), 0).float().tolist()
     # Heun's has all but the first twice, and PNDM's one: these are evaluations
     kept = [0, *(k for k in range(1, count) if entries[k] != entries[k - 1])]
+    if len(kept) < LEAST:
+        return [], 0
     place = sum(k <= timestep.storage_offset() for k in kept) - 1
     levels = [entries[k] if top is None else top - entries[k] for k in kept[place:]]
     falls = levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))

@@ -17,7 +17,8 @@ class Streams:
     nothing, what is given beside the latent tells the conds apart: a call for what an earlier one was for (the same
     text) is the same stream, any other is named by its place in the evaluation. The evaluation is over when a stream
     comes a second time, or when the noise level changes. But a second time with the very latent that the evaluation
-    began with is a stream of its own: guidance asks for the cond again, with some of the model's layers changed (SLG).
+    began with is a stream of its own: guidance asks for the cond again, with some of the model's layers changed (SLG),
+    or both conds are the same.
 
     Attributes:
         changed: With the newest call, what its stream is for is not what it was in the calls before.
@@ -32,6 +33,7 @@ class Streams:
         self._breaks: dict[str, int] = {}
         self._given: dict[str, _Given] = {}
         self._latents: list = []  # with which the evaluation began
+        self._moves = False  # an evaluation has begun with other latents than the one before
         self.changed = False
 
     def of_call(
@@ -51,11 +53,13 @@ class Streams:
             name, same_time = self._find(level, asked)
         elif self._last.get(name, -1) < self._evaluation - 1:
             (same_time,) = _all_equal([([level], self._timestep)])
-        others = 1 < len(self._names) < MOST_STREAMS  # else it is a loop of one cond whose latent stands still
+        least = 1 if self._moves else 2  # else it is a loop of one cond whose latent stands still
+        others = least <= len(self._names) < MOST_STREAMS
         if name in self._names and others and same_time and self._asks_again(context, latents):
             name, same_time = self._find(level, asked, but=self._names) if context is None else self._again(name, level)
         begins = not self._names or not same_time or name in self._names
         if begins:
+            self._moves |= context is None and bool(self._latents) and not self._asks_again(None, latents)
             self._names, self._evaluation, self._latents = set(), self._evaluation + 1, _noted(latents)
         name = name or self._free_name()
         self._names.add(name)

@@ -133,11 +133,12 @@ def test_signs_of_a_list_of_timesteps():
 def test_the_levels_of_a_list_and_the_place_in_it():
     times = torch.linspace(1000.0, 50.0, 20)
     rest = times[3:].tolist()
-    for form in (times[3], times[3].expand(2)):
+    for form in (times[3], times[3].expand(2), times[3:4], times[3].unsqueeze(0)):
         assert levels_of(form, rest[0], None, None) == levels_of(form, rest[0], None, 17) == (rest, 3)
         assert levels_of(form, rest[0], None, 20) == ([], 0)  # somebody says another number
         assert levels_of(form, rest[0] / 1000, None, None) == ([], 0)  # it is in other units
-    for other in (times[3].clone(), times[3:4], times[:2], 300.0, None, torch.rand(4)[:1]):
+    batches = (torch.full((4,), rest[0])[:1], torch.tensor([rest[0], 1.0])[:1], torch.tensor([rest[0], 7.0, 8.0])[0])
+    for other in (times[3].clone(), times[:2], times[3:5], 300.0, None, *batches):
         assert levels_of(other, rest[0], None, None) == ([], 0), other
     heun = torch.cat([times[:1], times[1:].repeat_interleave(2)])
     assert levels_of(heun[5], rest[0], None, None) == levels_of(heun[6], rest[0], None, None) == (rest, 3)

@@ -215,6 +215,20 @@ def test_a_cond_that_is_asked_for_again_with_the_same_latent_is_a_stream_of_its_
     assert again == [(names[0][0], True)] * 2
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_conds_that_are_the_same_are_two_streams(alike):
+    """A prompt that is its own negative. In the first step nothing shows yet that this is no loop that measures."""
+    cond = seeded(1, 4, 8, seed=1)
+    uncond = cond.clone() if alike else seeded(1, 4, 8, seed=2)
+    streams, found = Streams(), []
+    for t in range(9, 3, -1):
+        x = seeded(1, 2, 4, 4, seed=t)
+        found += [streams.of_call(None, torch.tensor([float(t)]), {"text": text}, [x]) for text in (cond, uncond)]
+    assert found[0] == ("0", True) and found[1] == (("0", True) if alike else ("1", False))
+    assert found[2:] == [("0", True), ("1", False)] * 5
+    assert streams.breaks("0") == streams.breaks("1") == 0
+
+
 @pytest.mark.parametrize("context", ["cond", None])
 def test_what_stays_the_same_and_then_does_not_is_a_break(context):
     """A pipeline's prompt is one tensor for all steps; what a ControlNet gives is another in each of them."""
