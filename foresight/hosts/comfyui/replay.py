@@ -138,15 +138,16 @@ class Replay(Wrapper):
         disable_pbar=False,
     ):
         begin = random_numbers(noise.device)  # not every sampler has a seed of its own
-        options, self._inside = extra_args["model_options"], True
-        lists = _lists_in(options)
+        options = dict(extra_args["model_options"])  # for all starts; the guider's own stay as they are
+        lists, self._inside = _lists_in(options), True
         try:
             with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
                 seen = _Progress(callback, bar)
                 while True:
                     latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
                     _put_back(lists, options, self._options)
-                    args = model_wrap, sigmas, dict(extra_args), seen.start(), noise.clone(), latent, denoise_mask, True
+                    given = {**extra_args, "model_options": options}
+                    args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
                     try:
                         return executor(*args)
                     except Restart:
@@ -219,7 +220,8 @@ def _put_back(lists: dict[str, list], model_options: dict, last: dict) -> None:
         model_options: That the sampler is given.
         last: Those that it has used, which may be a copy of its own.
     """
-    model_options.update({key: value for key, value in last.items() if not key.startswith("sampler_")})
+    new = {key: value for key, value in last.items() if key not in model_options and not key.startswith("sampler_")}
+    model_options.update(new)
     for key in _lists_in(model_options).keys() - lists.keys():
         del model_options[key]
     model_options.update({key: list(value) for key, value in lists.items()})
