@@ -114,6 +114,9 @@ class SamplerFunctions(Wrapper):
 
         The options stay the same ones: guidance nodes keep in them what they have seen.
         """
+        if not self.among(model_options, guider):
+            yield
+            return
         found, has = model_options[POST_CFG], _of_model(guider)
         model_options[POST_CFG] = [*found[:has], self._see, *found[has:]]
         try:

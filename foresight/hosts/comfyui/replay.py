@@ -154,7 +154,7 @@ class Replay(Wrapper):
                         self._go_on = random_numbers(noise.device)
                         begin()
         finally:
-            self._inside = False
+            self._inside, self._options = False, {}
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         options = model_options or {}

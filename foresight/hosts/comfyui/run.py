@@ -1,6 +1,5 @@
 """One sampler run in ComfyUI: the wrappers that feed the engine."""
 
-import contextlib
 import functools
 import logging
 import math
@@ -91,7 +90,6 @@ class SamplerRun(Wrapper):
             whole=stages.whole_of(schedule[-1]),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
-        self._replay = Replay(self._run, self._parts, self._functions, self._look)
         self._edges, self._numbers = Edges(levels.sigma, schedule, but=KEY), Numbers()
         self._brought: set[str] = set()  # names of the options that are there before the first evaluation
 
@@ -116,8 +114,8 @@ class SamplerRun(Wrapper):
             ]
         for kind, wrapper in wrappers:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
-        if self._run.may_restart:
-            self._replay.install(options)
+        if self._run.may_restart:  # and not kept here: in a circle, its memory would wait for the garbage collector
+            Replay(self._run, self._parts, self._functions, self._look).install(options)
         return options
 
     def end(self, broken_off: bool = False) -> RunStats | None:
@@ -167,9 +165,9 @@ class SamplerRun(Wrapper):
         computed, made = [], []
 
         def compute() -> Tensors:
-            with self._functions.watched(options, guider) if functions else contextlib.nullcontext():
+            with self._functions.watched(options, guider):
                 computed.append(executor(x, timestep, options, seed))
-            if not isinstance(computed[0], torch.Tensor):  # LanPaint's has two latents in one
+            if not (self._config.by_block or isinstance(computed[0], torch.Tensor)):  # LanPaint's is two latents
                 self._run.deactivate("another pack's guider gives something else than a latent", everywhere=True)
                 return (x,)
             latents = self._functions.take() if functions else (computed[0],)
@@ -183,10 +181,9 @@ class SamplerRun(Wrapper):
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
-        if computed and not isinstance(computed[0], torch.Tensor):
-            return computed[0]
-        if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
-            return computed[0]  # as the sampler's functions have left it
+        one = not computed or isinstance(computed[0], torch.Tensor)
+        if not one or functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
+            return computed[0]  # as the guider and the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
 

@@ -83,8 +83,12 @@ def test_a_guider_that_gives_two_latents(model, runs, config):
         sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", STEPS)
         start = noise(*model.latent().shape, seed=3)
         found.append(guider.sample(start, model.latent(), of_two_latents, sigmas, disable_pbar=True, seed=1))
-    assert torch.equal(*found) and len(runs[0].evaluations) == STEPS
-    assert runs[0].inactive == "another pack's guider gives something else than a latent"
+    assert len(runs[0].evaluations) == STEPS
+    if config.by_block:  # which never looks at what a guider gives
+        assert runs[0].inactive is None and runs[0].reused
+    else:
+        assert runs[0].inactive == "another pack's guider gives something else than a latent"
+        assert torch.equal(*found)
 
 
 def momentum(group="mg", of=lambda args: args["denoised"]):
