@@ -42,8 +42,8 @@ class Model:
         return torch.zeros(batch, *self._latent)
 
 
-def wan() -> Model:
-    config = {"image_model": "wan2.1", "model_type": "t2v", **WAN}
+def wan(blocks: int = WAN["num_layers"]) -> Model:
+    config = {"image_model": "wan2.1", "model_type": "t2v", **WAN, "num_layers": blocks}
     return Model("wan", comfy.supported_models.WAN21_T2V, config, ["blocks"], (16, 3, 4, 4), 32)
 
 

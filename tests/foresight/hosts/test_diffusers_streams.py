@@ -94,14 +94,15 @@ def _flat(result):
 @pytest.mark.parametrize("copies", [False, True])
 def test_conds_without_a_context_are_told_apart(transformer, copies):
     stack = blocks.family_of(transformer.model, families.FAMILIES).stack(transformer.model)
-    plain = guided_loop(transformer, copies=copies)
+    steps = 8
+    plain = guided_loop(transformer, steps, copies=copies)
     for config in (ForecastConfig(threshold=1e-12), PaperConfig(threshold=1e-12, warmup_steps=3)):
-        handle = apply_foresight(transformer.model, config, steps=STEPS)
-        ours = guided_loop(transformer, copies=copies)
+        handle = apply_foresight(transformer.model, config, steps=steps)
+        ours = guided_loop(transformer, steps, copies=copies)
         handle.remove()
         assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
         counted = len(stack) if config.by_block else 1
-        assert len(handle.stats.evaluations) == STEPS and handle.stats.total == 2 * STEPS * counted
+        assert len(handle.stats.evaluations) == steps and handle.stats.total == 2 * steps * counted
 
 
 def test_conds_without_a_context_are_those_with(transformer):
