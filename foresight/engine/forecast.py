@@ -141,7 +141,8 @@ class Forecast(Policy):
             self._blend.begin(place.level, self._latent, self.resources.offload.device, place.noise)
             self._latent = ()
         self._see_sampler()
-        noisy_end = place.ends_noisy and self.resources.whole is None and place.position > self.steps - 1.5
+        open_end = self.resources.whole is not None
+        noisy_end = place.ends_noisy and not open_end and place.position > self.steps - 1.5
         self._pays = not self._corrects and now.euler and not noisy_end
         self._computes = not place.may_reuse or self.must_compute(place)
         now.in_a_row += not self._computes
@@ -212,7 +213,6 @@ class Forecast(Policy):
             self.resources.compute_instead()
         result, self._computes = compute(), True
         self._mends = known = known and history.is_like(result)
-        unjudged = not known and history is not None and now.in_a_row > 0 and not history.ready
         if not known:
             early = self._place.tau <= HOLDS_UNTIL
             history = now.histories[key] = self.history(signature, early, self._N)
@@ -220,8 +220,8 @@ class Forecast(Policy):
         with torch.no_grad():
             given = history.observe(self._place, result, unit(result), waits_on, self._pays)
             now.begin_gap(self._place.position, self._place.lam)
-            now.found = math.inf if unjudged else None  # nothing has shown what a first output given again is worth
-            self._note(history.newest if given is result else given, history.missed, own=given is result)
+            computed = given is result
+            self._note(history.newest if computed else given, history.missed, own=computed)
             history.missed = None
         return given
 

@@ -106,7 +106,8 @@ class Schedule:
         self._counted = steps is not None and first_step is not None  # so that the last step is known
         self._position = self._first_step - 1.0  # u, where the levels are unknown
         self._seen: list[float] = []  # the different levels so far
-        self._shown = Shown(MOST_STEPS, listed)  # what they show
+        # what they show; of a flow model none is 0, which only stands behind the last
+        self._shown = Shown(MOST_STEPS, [level for level in listed if level > 0 or noise is None])
         self._times: list[float] = []  # that are likely left at every step
 
     @property
@@ -271,8 +272,8 @@ class Schedule:
     def _following(self, level: float) -> tuple[float, bool]:
         """The level that comes next, and whether that is the end of the run."""
         if self._shown.listed:
-            rest = self._shown.listed[len(self._seen) :]
-            return (rest or [0.0])[0], not rest
+            rest = self._shown.listed[len(self._seen) :]  # a list may end in the level behind the last step
+            return (rest or [0.0])[0], not any(rest)
         following = following_of(self._seen)
         return following, level <= 0 or not self._counted and following <= 0.5 * (level - following)
 

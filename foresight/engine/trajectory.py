@@ -35,8 +35,7 @@ class Trajectory:
         move: How it came to the evaluation under way.
         u_n: Position of the evaluation computed last.
         before: That of the computed one before.
-        found: `scale` by what the one computed last has shown alone; None where it has shown nothing, infinite where it
-            could not be compared with the first output, which was given in place of those before it.
+        found: `scale` by what the one computed last has shown alone; None where it has shown nothing.
         next: The step to compute next, None before it is planned.
         in_a_row: How many evaluations were left out since the last computed.
         euler: Whether all moves since then were Euler's.
@@ -122,7 +121,7 @@ class Trajectory:
         """Go back to the computed evaluation before the last one, but with the scale that the last one has shown."""
         for history in self.histories.values():
             history.take_back()
-        self._bent = max(self._bent, math.log(found)) if math.isfinite(found) else self._bent
+        self._bent = max(self._bent, math.log(found))
         self.track.forget()
         self._lams.pop()
         self.begin_gap(self.before, None)

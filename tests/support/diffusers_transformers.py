@@ -134,7 +134,7 @@ def mochi():
         **{"pooled_projection_dim": 16, "text_embed_dim": 16, "time_embed_dim": 8, "max_sequence_length": 6},
     )
     transformer = _plain(model, encoder_attention_mask=torch.ones(1, 6, dtype=torch.bool))
-    call = transformer.call
+    transformer.rising = call = transformer.call
     transformer.call = lambda x, t, **more: call(x, 1000 - t, **more)  # its timestep rises
     return transformer
 

@@ -139,13 +139,13 @@ class Replay(Wrapper):
     ):
         begin = random_numbers(noise.device)  # not every sampler has a seed of its own
         options = dict(extra_args["model_options"])  # for all starts; the guider's own stay as they are
-        lists, self._inside = _lists_in(options), True
+        found, self._inside = {**options, **_functions_in(options)}, True
         try:
             with tqdm(total=len(sigmas) - 1, disable=disable_pbar) as bar:  # the sampler's own would begin again
                 seen = _Progress(callback, bar)
                 while True:
                     latent = None if latent_image is None else latent_image.clone()  # samplers may write into these
-                    _put_back(lists, options, self._options)
+                    _begin_again(options, found, self._options)
                     given = {**extra_args, "model_options": options}
                     args = model_wrap, sigmas, given, seen.start(), noise.clone(), latent, denoise_mask, True
                     try:
@@ -204,24 +204,21 @@ class _Progress:
             self._callback(step, *args)
 
 
-def _lists_in(model_options: dict) -> dict[str, list]:
-    """The lists of functions among options."""
-    lists = ((key, value) for key, value in model_options.items() if key.startswith("sampler_"))
-    return {key: list(value) for key, value in lists if isinstance(value, list)}
+def _functions_in(model_options: dict) -> dict:
+    """The functions among options, which a sampler may replace by its own, and its lists of them, as copies."""
+    functions = ((k, v) for k, v in model_options.items() if k.startswith("sampler_") or callable(v))
+    return {key: list(value) if isinstance(value, list) else value for key, value in functions}
 
 
-def _put_back(lists: dict[str, list], model_options: dict, last: dict) -> None:
-    """Take away what a sampler has added to these, which it will do again.
-
-    All else goes on, since guidance nodes keep in the options what they have seen.
+def _begin_again(model_options: dict, found: dict, last: dict) -> None:
+    """Make options what they were when the sampler began, but for what guidance nodes have written there since.
 
     Args:
-        lists: As they were.
         model_options: That the sampler is given.
+        found: As they were.
         last: Those that it has used, which may be a copy of its own.
     """
-    new = {key: value for key, value in last.items() if key not in model_options and not key.startswith("sampler_")}
-    model_options.update(new)
-    for key in _lists_in(model_options).keys() - lists.keys():
-        del model_options[key]
-    model_options.update({key: list(value) for key, value in lists.items()})
+    functions = _functions_in(model_options).keys() | _functions_in(last).keys()
+    written = {key: value for key, value in {**model_options, **last}.items() if key not in functions}
+    model_options.clear()
+    model_options.update({**found, **written, **_functions_in(found)})

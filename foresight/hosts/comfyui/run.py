@@ -150,9 +150,7 @@ class SamplerRun(Wrapper):
         options = model_options or {}
         self._look(executor.class_obj, options)
         if self._run.evaluation <= 0:  # before the first evaluation, and again when its activations are known
-            after_first = self._run.evaluation == 0
-            held = 0 if self.stats.in_ram else self._run.held_bytes
-            self._run.set_budget(*memory.budget(self._config, x.device, after_first, held))
+            self._set_budget(x.device)
         trajectory = trajectory_of(options) + self._numbers.of(options, self._level)
         self._run.begin_evaluation(timestep, self._parts.made(x), trajectory)
         if self._watch is not None:
@@ -167,8 +165,9 @@ class SamplerRun(Wrapper):
         def compute() -> Tensors:
             with self._functions.watched(options, guider):
                 computed.append(executor(x, timestep, options, seed))
-            if not (self._config.by_block or isinstance(computed[0], torch.Tensor)):  # LanPaint's is two latents
-                self._run.deactivate("another pack's guider gives something else than a latent", everywhere=True)
+            if not isinstance(computed[0], torch.Tensor):  # LanPaint's has two latents in one
+                if not self._config.by_block:  # which does not look at it
+                    self._run.deactivate("another pack's guider gives something else than a latent", everywhere=True)
                 return (x,)
             latents = self._functions.take() if functions else (computed[0],)
             if not latents:
@@ -181,11 +180,16 @@ class SamplerRun(Wrapper):
         signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
-        one = not computed or isinstance(computed[0], torch.Tensor)
-        if not one or functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
-            return computed[0]  # as the guider and the sampler's functions have left it
+        if computed and not isinstance(computed[0], torch.Tensor):
+            return computed[0]
+        if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
+            return computed[0]  # as the sampler's functions have left it
         latents = self._parts.join(outputs)
         return self._functions.call(functions, latents, timestep, x) if functions else latents[0]
+
+    def _set_budget(self, device: torch.device) -> None:
+        held = 0 if self.stats.in_ram else self._run.held_bytes
+        self._run.set_budget(*memory.budget(self._config, device, self._run.evaluation == 0, held))
 
     def _look(self, guider: object, options: dict) -> None:
         """End the run where the options say that every evaluation has to be computed."""

@@ -116,9 +116,9 @@ def apply_foresight(
         transformer: The pipeline's transformer, or its UNet, compiled (`transformer.compile()`) or not. The method
             paper takes the classes in the table of families.
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
-        steps: Denoising steps of a run, where the pipeline does not say it (Wan's does). Without it, forecast tells it
-            from the first three noise levels (from more of them where they are rounded to bfloat16), the paper's
-            automatic warmup lasts until 15 % of the first timestep has passed, and percents are shares of the timestep.
+        steps: Denoising steps of a run, where the pipeline does not say it (Wan's does). Without it, forecast goes by
+            the list that the timesteps are of, else by the first three levels (by more where they are bfloat16's), the
+            paper's automatic warmup ends when 15 % of the first timestep has passed; percents are shares of that.
         group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:

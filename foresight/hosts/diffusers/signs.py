@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-LEAST = 3  # levels of a list; the times of a batch or of cond and uncond are no list
+LEAST, MOST = 3, 2000  # entries of a list; the times of a batch or of cond and uncond are none
 
 
 class Signs:
@@ -76,18 +76,19 @@ def levels_of(timestep: object, level: float | None, top: float | None, said: in
         timestep: As the model gets it.
         level: What is taken for its noise level.
         top: The level of timestep 0, where these rise; else None.
-        said: Steps from here on, if somebody says it, which goes before a list of others.
+        said: Steps from here on, if somebody says it; a list of another length is not believed then.
     """
-    if not _is_of_a_list(timestep):
+    count = timestep.untyped_storage().nbytes() // timestep.element_size() if _is_of_a_list(timestep) else 0
+    if not LEAST <= count <= MOST:
         return [], 0
-    count = timestep.untyped_storage().nbytes() // timestep.element_size()
-    entries = timestep.as_strided((count,), (1,), 0).float().tolist()
+    row = timestep.as_strided((count,), (1,), 0)
+    entries = (row if top is None else top - row).float().tolist()
     # Heun's has all but the first twice, and PNDM's one: these are evaluations
     kept = [0, *(k for k in range(1, count) if entries[k] != entries[k - 1])]
     if len(kept) < LEAST:
         return [], 0
     place = sum(k <= timestep.storage_offset() for k in kept) - 1
-    levels = [entries[k] if top is None else top - entries[k] for k in kept[place:]]
+    levels = [entries[k] for k in kept[place:]]
     falls = levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))
     return (levels, place) if falls and levels[0] == level and said in (None, len(levels)) else ([], 0)
 

@@ -59,7 +59,8 @@ class Streams:
             name, same_time = self._find(level, asked, but=self._names) if context is None else self._again(name, level)
         begins = not self._names or not same_time or name in self._names
         if begins:
-            self._moves |= context is None and bool(self._latents) and not self._asks_again(None, latents)
+            waits = context is None and not self._moves and bool(self._latents)  # each look may read the device
+            self._moves |= waits and not self._asks_again(None, latents)
             self._names, self._evaluation, self._latents = set(), self._evaluation + 1, _noted(latents)
         name = name or self._free_name()
         self._names.add(name)

@@ -183,6 +183,15 @@ def test_a_list_plans_a_run_as_if_the_host_had_told_its_levels(levels, scale):
         assert not listed.has_news or k <= 2
 
 
+@pytest.mark.parametrize("noise", [lambda level: level, None], ids=["flow", "other units"])
+@pytest.mark.parametrize("levels", [karras(20), flow(20, 5.0)])
+def test_a_list_with_the_level_behind_the_last_step_ends_with_the_run(levels, noise):
+    """The last evaluation is computed, whether anybody comes to that level or not."""
+    schedule = Schedule(ForecastConfig(), listed=[*levels, 0.0], noise=noise)
+    assert [schedule.place(level).last for level in levels] == [False] * 19 + [True]
+    assert noise is None or len(schedule.outlook()) == 21
+
+
 @pytest.mark.parametrize("levels", [[0.0, -0.1, -0.2], [0.25, 0.1, -0.1], [-1.0, -1.1, -1.2]])
 def test_levels_that_are_no_shares_of_noise_are_no_error(levels):
     """The timesteps of EDM models are logarithms."""

@@ -33,7 +33,7 @@ class Host:
     def __init__(self, config, output, sampler=multistep, offload=None, tape=ANEW):
         tape = Tape() if tape is ANEW else tape
         self.run = Run(config, schedule=LEVELS, noise=lambda sigma: sigma, tape=tape, offload=offload)
-        self.output, self.sampler, self.changes = output, sampler, -1.0
+        self.output, self.sampler = output, sampler
         self.starts = self.computed = 0
 
     def model(self, x, level):
@@ -47,8 +47,7 @@ class Host:
             self.computed += 1
             return (self.output(x, float(level)),)
 
-        kind = level > self.changes  # of what is sampled
-        (given,) = self.run.output("x", kind, compute, x.device, lambda out: (torch.ones_like(x),))
+        (given,) = self.run.output("x", None, compute, x.device, lambda out: (torch.ones_like(x),))
         if self.run.may_restart:
             self.run.give((given,))
         return given.clone()
@@ -281,19 +280,6 @@ def test_what_an_evaluation_has_shown_is_not_forgotten_when_it_is_taken_back():
     trajectory.begin_gap(2.0, -3.0)
     trajectory.take_back(2.0)
     assert trajectory.scale == pytest.approx(8.0)
-
-
-def test_a_first_output_given_again_is_taken_back_where_nothing_can_be_compared_with_it():
-    """A prompt begins at step 2, say: what was given for step 1 is of another one than what is computed next."""
-
-    for sampler, tape in ((multistep, Tape), (euler, lambda: Tape(until=3))):
-        for changes, kinds in ((LEVELS[2], "wff"), (-1.0, "wrf")):
-            host = Host(computes(COMPUTED - {1}, threshold=32), kink(1.0), sampler, tape=tape())
-            host.changes = changes
-            host.sample()
-            stats = host.run.stats
-            assert "".join(e.kind[0] for e in stats.evaluations).startswith(kinds)
-            assert stats.taken_back == (kinds == "wff") and stats.reused > 2 and stats.inactive is None
 
 
 def test_smooth_outputs_are_never_taken_back():

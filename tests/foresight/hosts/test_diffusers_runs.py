@@ -14,7 +14,7 @@ from foresight.hosts.diffusers import apply_foresight, hook
 from foresight.hosts.diffusers.signs import Signs, levels_of
 from support import diffusers_images
 from support.diffusers_models import seeded
-from support.diffusers_transformers import wan
+from support.diffusers_transformers import mochi, wan
 
 CONFIG = ForecastConfig(threshold=2.0)
 STEPS, SHARE = 20, 0.5  # of a whole run, and what a run that begins in its middle has of it
@@ -142,10 +142,33 @@ def test_the_levels_of_a_list_and_the_place_in_it():
         assert levels_of(other, rest[0], None, None) == ([], 0), other
     heun = torch.cat([times[:1], times[1:].repeat_interleave(2)])
     assert levels_of(heun[5], rest[0], None, None) == levels_of(heun[6], rest[0], None, None) == (rest, 3)
-    rising = torch.arange(20) / 20  # Lumina's
-    assert levels_of(rising[3], 1 - float(rising[3]), 1.0, None) == ([1 - x for x in rising[3:].tolist()], 3)
-    for numbers in (rising, -times, torch.tensor([1000.0, 7.0, 8.0, 800.0])):  # no levels
+    for top in (1.0, 1000.0):  # Lumina's and Mochi's; the level is what the hook reads of it
+        rising = top * (1 - 5 * torch.linspace(1, 0.05, 20) / (1 + 4 * torch.linspace(1, 0.05, 20)))
+        read = [float((top - t).float()) for t in rising]
+        assert levels_of(rising[3], read[3], top, None) == (read[3:], 3)
+    rising = torch.arange(20) / 20
+    assert levels_of(torch.linspace(1.0, 0.0, 5000)[0], 1.0, None, None) == ([], 0)  # that is no schedule
+    logarithms = torch.linspace(1.0, -1.0, 9)  # EDM's
+    for numbers in (rising, -times, logarithms, torch.tensor([1000.0, 7.0, 8.0, 800.0])):  # no levels
         assert levels_of(numbers[0], float(numbers[0]), None, None) == ([], 0)
+
+
+@pytest.mark.parametrize("rises", [False, True])
+def test_a_list_is_believed_to_its_end(rises, monkeypatch):
+    """Whether timesteps fall or rise, and a user who tells the steps that are left does not stand in its way."""
+    sigmas = 5 * torch.linspace(1, 0.05, 20) / (1 + 4 * torch.linspace(1, 0.05, 20))
+    transformer = (mochi if rises else wan)()
+    handle = apply_foresight(transformer.model, CONFIG, steps=12)
+    seen, make = [], handle._hook._new_run
+    monkeypatch.setattr(handle._hook, "_new_run", lambda *args: seen.append(make(*args)) or seen[-1])
+    times, call = (1 - sigmas if rises else sigmas) * 1000, transformer.rising if rises else transformer.call
+    x = seeded(*transformer.latent, seed=3)
+    with torch.no_grad():
+        for k in range(8, 20):  # a run from the middle
+            x = x - 0.05 * call(x, times[k : k + 1])[0]
+            assert len(seen) == 1 and len(seen[0]._schedule._shown.listed) == 12, k
+    assert len(handle.stats.evaluations) == 12
+    handle.remove()
 
 
 def test_latents_on_another_device_are_no_step_apart():

@@ -230,6 +230,17 @@ def test_two_conds_that_are_the_same_are_two_streams(alike):
     assert streams.breaks("0") == streams.breaks("1") == 0
 
 
+def test_no_device_is_read_for_it_once_a_latent_has_moved(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Streams, "_asks_again", lambda self, context, latents: asked.append((context, latents)))
+    for contexts in (["c", "u"], [None]):
+        streams, text = Streams(), seeded(1, 4, 8, seed=1)
+        for t in range(9, 3, -1):
+            for context in contexts:
+                streams.of_call(context, torch.tensor([float(t)]), {"text": text}, [seeded(1, 2, seed=t)])
+    assert len([context for context, _ in asked if context is None]) == 1  # with contexts none is read
+
+
 @pytest.mark.parametrize("context", ["cond", None])
 def test_what_stays_the_same_and_then_does_not_is_a_break(context):
     """A pipeline's prompt is one tensor for all steps; what a ControlNet gives is another in each of them."""

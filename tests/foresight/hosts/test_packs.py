@@ -19,7 +19,7 @@ from support.comfy_models import noise, sample
 
 STEPS = 20
 FORECAST = ForecastConfig(threshold=1.0)
-SAMPLERS = ["euler", "res_multistep", "euler_cfg_pp", "dpmpp_2m_sde"]
+SAMPLERS = ["euler", "dpmpp_2m", "res_multistep", "euler_cfg_pp", "dpmpp_2m_sde"]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,67 @@ def test_a_sampler_that_adds_to_the_options_it_was_given_adds_once(model, runs, 
         assert set(calls) == {0, 1} and runs[-1].restarts > 0
         assert "post" not in key or calls[-STEPS:] == [1] * STEPS
         calls.clear()
+
+
+def own_sampler(begin):
+    """A sampler of order 2 that does something with the options that it was given when it begins."""
+
+    @comfy.samplers.KSAMPLER
+    def sampler(network, x, sigmas, extra_args=None, callback=None, disable=None):
+        begin(extra_args["model_options"])
+        before = None
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            out = network(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
+            taken = out if before is None else 1.5 * out - 0.5 * before
+            x, before = x + (taken - x) * (1 - following / sigma), out
+        return x
+
+    return sampler
+
+
+def wraps(options):
+    old = options.get("sampler_cfg_function", lambda args: args["uncond"] + 2 * (args["cond"] - args["uncond"]))
+    options["sampler_cfg_function"] = lambda args: 0.98 * old(args)
+
+
+def pops(options):
+    share = 1 - options.pop("my_share")
+    found = options.get("sampler_post_cfg_function", [])
+    options["sampler_post_cfg_function"] = [*found, lambda args: share * args["denoised"]]
+
+
+def calls_back(options):
+    before = options.get("my_function", lambda x: x)
+    options["my_function"] = lambda x: 0.97 * before(x)
+    options["sampler_post_cfg_function"] = [lambda args: options["my_function"](args["denoised"])]
+
+
+@pytest.mark.parametrize("begin", [wraps, pops, calls_back])
+def test_a_sampler_that_is_started_again_finds_the_options_of_its_first_start(model, runs, begin):
+    """What it wraps or takes away there it wraps and takes away once, and the guider's own options see none of it."""
+    sigmas, found, given = (
+        comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", STEPS),
+        [],
+        [],
+    )
+    for config in (None, ForecastConfig(threshold=0.5)):
+        patcher = model.patcher.clone()
+        patcher.model_options["my_share"] = 0.1
+        guider = comfy.samplers.CFGGuider(apply_foresight(patcher, config) if config else patcher)
+        guider.set_conds(model.text(1), model.text(2))
+        guider.set_cfg(3.0)
+
+        def beginning(options, guider=guider):
+            begin(options)
+            given.append(guider.model_options)
+
+        start = noise(*model.latent().shape, seed=3)
+        found.append(guider.sample(start, model.latent(), own_sampler(beginning), sigmas, disable_pbar=True, seed=1))
+    assert runs[0].restarts > 1 and runs[0].reused
+    assert (found[0] - found[1]).square().mean().sqrt() < 0.02 * found[0].square().mean().sqrt()
+    for options in given[1:]:  # plainly, they are the sampler's
+        assert "my_share" in options and not any(key in options for key in ("sampler_cfg_function", "my_function"))
+        assert not options.get("sampler_post_cfg_function")
 
 
 def wrapped(sampler):
