@@ -107,11 +107,10 @@ class Replay(Wrapper):
         run: The engine's.
         parts: Of the latent.
         functions: Of the sampler; they are called in a replayed evaluation too.
-        look: Called with the guider and the options before anything is done; may end the run.
     """
 
-    def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions, look: Callable[[object, dict], None]):
-        self._run, self._parts, self._functions, self._look = run, parts, functions, look
+    def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
+        self._run, self._parts, self._functions = run, parts, functions
         self._inside = False  # the wrapper around the sampler; a guider of another pack may not call it
         self._options: dict = {}  # that the sampler has used last
         self._go_on: Callable[[], None] | None = None  # random numbers as they were before the last start
@@ -161,7 +160,6 @@ class Replay(Wrapper):
         if not self._inside:
             return executor(x, timestep, options, seed)
         self._options = options
-        self._look(executor.class_obj, options)
         given = self._run.answer(timestep, self._parts.made(x))
         if given is not None:
             return self._replayed(executor.class_obj, options, given, timestep, x)

@@ -114,8 +114,8 @@ class SamplerRun(Wrapper):
             ]
         for kind, wrapper in wrappers:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
-        if self._run.may_restart:  # and not kept here: in a circle, its memory would wait for the garbage collector
-            Replay(self._run, self._parts, self._functions, self._look).install(options)
+        if self._run.may_restart:
+            Replay(self._run, self._parts, self._functions).install(options)
         return options
 
     def end(self, broken_off: bool = False) -> RunStats | None:

@@ -35,8 +35,10 @@ def guided(model, function, kind="set_model_sampler_post_cfg_function"):
     return patcher
 
 
-@pytest.mark.parametrize("config", [FORECAST, PaperConfig(threshold=1.0)], ids=lambda config: config.name)
-@pytest.mark.parametrize("sampler", ["euler", "res_multistep"])
+@pytest.mark.parametrize(
+    "config", [FORECAST, PaperConfig(threshold=2.0, warmup_steps=3)], ids=lambda config: config.name
+)
+@pytest.mark.parametrize("sampler", ["euler", "res_multistep", "euler_cfg_pp"])
 def test_options_that_are_copied_to_the_ground_in_mid_run(model, runs, config, sampler):
     """Pre CFG nodes do so to call the model with a change of their own."""
     copies = []
@@ -54,6 +56,7 @@ def test_options_that_are_copied_to_the_ground_in_mid_run(model, runs, config, s
     assert runs[0].reused == runs[1].reused > 0 and runs[0].inactive is None and seconds_on(timed)
     kinds = copies[0]["transformer_options"]["wrappers"].values()
     own = [f for kind in kinds for key, of_key in kind.items() if str(key).startswith("foresight") for f in of_key]
+    own += [f for f in copies[0].get("sampler_post_cfg_function", []) if hasattr(f, "__self__")]
     assert own and all(copy.deepcopy(f) == f for f in own)  # no second run
 
 
@@ -114,9 +117,10 @@ def test_guidance_that_keeps_what_it_saw_in_the_options_is_left_alone(model, run
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_guidance_writes_into_the_options_stays_there_for_the_whole_run(model, runs, sampler):
     """A number there ends nothing, and counts on, whenever the sampler is started again."""
-    seen = []
+    seen, functions = [], set()
 
     def counting(args):
+        functions.add(len(args["model_options"]["sampler_post_cfg_function"]))
         kept = args["model_options"].setdefault("counter", {"calls": 0})
         kept["calls"] += 1
         seen.append(kept["calls"])
@@ -125,6 +129,7 @@ def test_what_guidance_writes_into_the_options_stays_there_for_the_whole_run(mod
     sample(model, apply_foresight(guided(model, counting), FORECAST), steps=STEPS, sampler=sampler)
     assert runs[0].inactive is None or runs[0].inactive == FORECAST.unused
     assert seen == list(range(1, STEPS - runs[0].reused + runs[0].taken_back + 1))
+    assert len(functions) == 1  # what watches a sampler's own functions is taken away after each evaluation
 
 
 def test_what_is_kept_in_the_options():
