@@ -17,8 +17,9 @@ from .. import blocks
 from ..ranks import Ranks, ranks_of
 from .families import family_for
 from .latents import Latents, channels_of, latents_of, names_of
+from .levels import levels_of
 from .outputs import Result, View
-from .signs import Signs, levels_of
+from .signs import Signs
 from .streams import Streams
 from .threads import Threads
 

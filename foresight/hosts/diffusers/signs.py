@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-LEAST, MOST = 3, 2000  # entries of a list; the times of a batch or of cond and uncond are none
+from .levels import is_of_a_list
 
 
 class Signs:
@@ -37,7 +37,7 @@ class Signs:
             return True
         if step >= 0:
             return False
-        if self._time is None or self._copied or not _is_of_a_list(timestep):
+        if self._time is None or self._copied or not is_of_a_list(timestep):
             return None
         if _shares(timestep, self._time):
             return False
@@ -49,7 +49,7 @@ class Signs:
         if begins:
             self._asked, self._told = set(), _says(context)
         self._asked.add(getattr(context, "name", None))
-        before, self._time = self._time, timestep if _is_of_a_list(timestep) else None
+        before, self._time = self._time, timestep if is_of_a_list(timestep) else None
         if before is not None and self._time is not None and before.data_ptr() != self._time.data_ptr():
             self._listed = _shares(before, self._time)
             self._copied |= not self._listed
@@ -59,38 +59,6 @@ def _says(context: object | None) -> tuple[int | None, int]:
     """Steps of the run and the present one."""
     step = getattr(context, "step_index", None)
     return getattr(context, "num_inference_steps", None), -1 if step is None else step
-
-
-def _is_of_a_list(timestep: object) -> bool:
-    """Whether it is a number, repeated or not, that shares its memory with others."""
-    if not isinstance(timestep, torch.Tensor) or timestep.numel() == 0:
-        return False
-    one = all(stride == 0 or size == 1 for stride, size in zip(timestep.stride(), timestep.shape, strict=True))
-    return one and timestep.untyped_storage().nbytes() > timestep.element_size()
-
-
-def levels_of(timestep: object, level: float | None, top: float | None, said: int | None) -> tuple[list[float], int]:
-    """The levels of a run from this timestep on, and its place in their list; [], 0 where it is of none for sure.
-
-    Args:
-        timestep: As the model gets it.
-        level: What is taken for its noise level.
-        top: The level of timestep 0, where these rise; else None.
-        said: Steps from here on, if somebody says it; a list of another length is not believed then.
-    """
-    count = timestep.untyped_storage().nbytes() // timestep.element_size() if _is_of_a_list(timestep) else 0
-    if not LEAST <= count <= MOST:
-        return [], 0
-    row = timestep.as_strided((count,), (1,), 0)
-    entries = (row if top is None else top - row).float().tolist()
-    # Heun's has all but the first twice, and PNDM's one: these are evaluations
-    kept = [0, *(k for k in range(1, count) if entries[k] != entries[k - 1])]
-    if len(kept) < LEAST:
-        return [], 0
-    place = sum(k <= timestep.storage_offset() for k in kept) - 1
-    levels = [entries[k] for k in kept[place:]]
-    falls = levels[-1] >= 0 and all(a > b for a, b in zip(levels, levels[1:], strict=False))
-    return (levels, place) if falls and levels[0] == level and said in (None, len(levels)) else ([], 0)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -11,7 +11,8 @@ import numpy
 
 from foresight import ForecastConfig
 from foresight.hosts.diffusers import apply_foresight, hook
-from foresight.hosts.diffusers.signs import Signs, levels_of
+from foresight.hosts.diffusers.levels import levels_of
+from foresight.hosts.diffusers.signs import Signs
 from support import diffusers_images
 from support.diffusers_models import seeded
 from support.diffusers_transformers import mochi, wan
