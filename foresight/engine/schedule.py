@@ -245,7 +245,7 @@ class Schedule:
         """The same where the host does not tell its levels, and whether this one is the last."""
         if level is None or not self._seen or level != self._seen[-1]:
             self._position += 1
-        elif self._counted and self._evaluation in (1, 2):  # what was counted are evaluations: a second-order sampler's
+        elif self._counted and not self._shown.listed and self._evaluation in (1, 2):  # a second-order sampler's
             self.steps = None if self._first_step else (self.steps + 1) // 2
             self._counted, self._news = False, True
         over = int(self._position) - len(self._times)  # below 0 within what is known of the run

@@ -22,6 +22,7 @@ class DemoPipeline:
         self.transformer.register_forward_pre_hook(_locate, with_kwargs=True)
         self._pipe = diffusers.WanPipeline(None, None, None, scheduler, self.transformer)
         self._pipe.set_progress_bar_config(disable=True)
+        self.scheduler, self.components = scheduler, self._pipe.components
 
     def __call__(self, prompt: str, seed: int = 0, steps: int = 50) -> torch.Tensor:
         """A video (8, 32, 32, 3) in [0, 1]."""

@@ -1,7 +1,10 @@
-"""Foresight in diffusers: one hook on the transformer, in diffusers' own registry."""
+"""Foresight in diffusers: one hook on each transformer, in diffusers' own registry."""
 
 import contextlib
+import functools
 import logging
+import weakref
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import diffusers
@@ -9,6 +12,7 @@ import torch
 
 from ...engine import Config, ForecastConfig, RunStats
 from ...engine.compiler import keep_out_of_graphs
+from ..blocks import UnsupportedModel
 from .families import family_for
 
 log = logging.getLogger(__name__)
@@ -35,22 +39,37 @@ except ImportError:
     raise
 
 NAME = "foresight"
+NAMES = "transformer", "unet"  # how pipelines call what they ask in each step, and a second one of it
 
 
 class ForesightHandle:
-    """What `apply_foresight` returns: `stats` of the run under way or the last one, and `remove()`."""
+    """What `apply_foresight` returns: `stats` and `runs` say what was done, `remove()` ends it."""
 
-    def __init__(self, transformer: torch.nn.Module, hook: ForesightHook):
-        self._transformer, self._hook = transformer, hook
+    def __init__(self, hooked: Sequence[tuple[torch.nn.Module, ForesightHook]]):
+        self._hooked = hooked
 
     @property
     def stats(self) -> RunStats | None:
-        """The record of the run under way, else of the last one, else None."""
-        return self._hook.stats
+        """The record of the run under way, else of the last one, else None; of two transformers, the newer one's."""
+        return max((hook for _, hook in self._hooked), key=lambda hook: hook.began).stats
+
+    @property
+    def runs(self) -> list[RunStats]:
+        """The newest record of each transformer that has one: of Wan 2.2, those of both stages."""
+        return [hook.stats for _, hook in self._hooked if hook.stats is not None]
 
     def remove(self) -> None:
-        """Take the hook off; the transformer is then as it was. Removing twice does nothing."""
-        _remove(self._transformer, self._hook)
+        """Take all hooks off; the transformers are then as they were. Removing twice does nothing."""
+        for transformer, hook in self._hooked:
+            _remove(transformer, hook)
+
+
+def _put(transformer: torch.nn.Module, hook: ForesightHook) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    if (before := registry.get_hook(NAME)) is not None:
+        _remove(transformer, before)
+    with _behind_offloading(transformer, registry):
+        registry.register_hook(hook, NAME)
 
 
 def _remove(transformer: torch.nn.Module, hook: ForesightHook) -> None:
@@ -96,43 +115,70 @@ def _check(transformer: torch.nn.Module, config: Config, steps: int | None) -> N
         log.info("Foresight: %s is not among the models that were tested; validate shows how good it is", family.name)
 
 
+def _denoisers(model: object) -> list[torch.nn.Module]:
+    """What a pipeline calls in each step, without what `torch.compile(module)` puts around it; a model is that itself.
+
+    Raises:
+        TypeError: it is neither a pipeline nor a model.
+        UnsupportedModel: it is a pipeline without any.
+    """
+    components = {"transformer": model} if isinstance(model, torch.nn.Module) else getattr(model, "components", None)
+    if not isinstance(components, Mapping):
+        kind = type(model).__name__
+        raise TypeError(f"apply_foresight takes a diffusers pipeline, or its transformer or UNet, not {kind}")
+    modules = {k: getattr(x, "_orig_mod", x) for k, x in components.items() if isinstance(x, torch.nn.Module)}
+    found = [x for name, x in modules.items() if name.startswith(NAMES) or "UNet" in type(x).__name__]
+    if not found:
+        has = ", ".join(modules) or "no model at all"
+        raise UnsupportedModel(
+            f"Foresight finds neither a transformer nor a UNet in {type(model).__name__}, which has {has}. "
+            "Apply it to the model that is called in each step."
+        )
+    return found
+
+
+def _scheduler_of(pipe: weakref.ref) -> object | None:
+    """The scheduler that a pipeline has now; the pipeline itself is not kept alive."""
+    return getattr(pipe(), "scheduler", None)
+
+
 def apply_foresight(
-    transformer: torch.nn.Module,
+    model: "diffusers.DiffusionPipeline | torch.nn.Module",
     config: Config | None = None,
     *,
     steps: int | None = None,
     group: "torch.distributed.ProcessGroup | None" = None,
 ) -> ForesightHandle:
-    """Make a diffusers transformer faster from the next call on; a Foresight applied before is replaced.
+    """Make a diffusers pipeline faster from its next run on; a Foresight applied before is replaced.
 
     ```python
-    handle = apply_foresight(pipe.transformer, ForecastConfig(threshold=0.5))
+    handle = apply_foresight(pipe, ForecastConfig(threshold=0.5))
     video = pipe("a red ball moving right").frames
     print(handle.stats.summary())
     handle.remove()
     ```
 
     Args:
-        transformer: The pipeline's transformer, or its UNet, compiled (`transformer.compile()`) or not. The method
-            paper takes the classes in the table of families.
+        model: The pipeline, whose scheduler then tells all noise levels, and which may have two transformers (Wan 2.2);
+            or one transformer or UNet, compiled or not. The method paper takes the classes in the table of families.
         config: Settings, `ForecastConfig` or `PaperConfig`; forecast with its defaults when None.
-        steps: Denoising steps of a run, where the pipeline does not say it (Wan's does). Without it, forecast goes by
-            the list that the timesteps are of, else by the first three levels (by more where they are bfloat16's), the
-            paper's automatic warmup ends when 15 % of the first timestep has passed; percents are shares of that.
+        steps: Denoising steps of a run, where neither a pipeline nor its scheduler says it. Without it, forecast goes
+            by the list that the timesteps are of, else by the first three levels (by more where they are bfloat16's),
+            the paper's automatic warmup ends when 15 % of the first timestep has passed; percents are shares of that.
         group: The processes that make the video with this one, where `hosts/ranks.py` does not find them.
 
     Raises:
         ImportError: diffusers is older than 0.42.
+        TypeError: model is neither a pipeline nor a model.
         ValueError: steps is no whole number, or less than 1.
-        UnsupportedModel: the method looks at blocks and this class has no record; or it has no latent or timestep.
+        UnsupportedModel: no model in a pipeline, no latent or timestep, or no record for a method that looks at blocks.
     """
-    transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile(transformer) has inside
-    _check(transformer, config := config or ForecastConfig(), steps)
+    transformers, config = _denoisers(model), config or ForecastConfig()
+    for transformer in transformers:
+        _check(transformer, config, steps)
     keep_out_of_graphs()  # diffusers has loaded the compiler
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    if (before := registry.get_hook(NAME)) is not None:
-        _remove(transformer, before)
-    hook = ForesightHook(config, steps, group)
-    with _behind_offloading(transformer, registry):
-        registry.register_hook(hook, NAME)
-    return ForesightHandle(transformer, hook)
+    scheduler = functools.partial(_scheduler_of, weakref.ref(model))  # a model has none
+    hooked = [(transformer, ForesightHook(config, steps, group, scheduler)) for transformer in transformers]
+    for transformer, hook in hooked:
+        _put(transformer, hook)
+    return ForesightHandle(hooked)

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import logging
-from collections.abc import Hashable, Mapping
+import time
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from diffusers.hooks import ModelHook
@@ -16,8 +17,8 @@ from ...engine.tensors import Tensors, read_level
 from .. import blocks
 from ..ranks import Ranks, ranks_of
 from .families import family_for
-from .latents import Latents, channels_of, latents_of, names_of
-from .levels import levels_of
+from .latents import Latents, alike, channels_of, is_near, latents_of, names_of
+from .levels import Scheduled, levels_of, scale_of
 from .outputs import Result, View
 from .signs import Signs
 from .streams import Streams
@@ -35,13 +36,18 @@ class ForesightHook(ModelHook):
         config: The user's settings.
         steps: Denoising steps of a run, where the user says it.
         group: The processes that decide alike, where the user says it.
+        scheduler: Gives the pipeline's scheduler, None where nobody has told which pipeline it is.
     """
 
     _is_stateful = True
 
-    def __init__(self, config: Config, steps: int | None, group=None):
+    def __init__(
+        self, config: Config, steps: int | None, group=None, scheduler: Callable[[], object | None] = lambda: None
+    ):
         super().__init__()
         self._config, self._steps, self._group = config, steps, group
+        self._scheduled = Scheduled(scheduler)
+        self.began = 0.0  # the newest run, by `time.monotonic`
         self._ranks = Ranks()
         self._contexts = StateManager(dict)  # diffusers tells stateful hooks' state managers which context a call is in
         self._run: Run | None = None
@@ -61,6 +67,7 @@ class ForesightHook(ModelHook):
         self._latents = Latents()
         self._forms: dict[str, Result] = {}  # by stream
         self._threads.end_run()
+        self._scheduled.end()
 
     @property
     def stats(self) -> RunStats | None:
@@ -122,14 +129,16 @@ class ForesightHook(ModelHook):
         except ValueError:  # a pipeline without contexts
             self._context = None
         timestep, latents = arguments.get(self._family.timestep), latents_of(self._family, arguments, self._channels)
-        near = functools.partial(_near, latents, self._before)
-        other = self._run is not None and self._signs.of_another_run(self._context, timestep, near)
+        near = functools.partial(is_near, latents, self._before)
+        other = self._run is not None and (
+            self._scheduled.is_over or self._signs.of_another_run(self._context, timestep, near)
+        )
         if other:
             self.end_run()
         of_call = getattr(self._context, "name", None), timestep, self._rest(arguments), latents
         name, begins = self._streams.of_call(*of_call)
         changed = begins and other is None and self._streams.changed and self._ranks.worst is None
-        if changed and _alike(latents, self._before) and not near():  # another prompt, and another video
+        if changed and alike(latents, self._before) and not near():  # another prompt, and another video
             self.end_run()
             name, begins = self._streams.of_call(*of_call)
         if begins:
@@ -156,7 +165,7 @@ class ForesightHook(ModelHook):
     def _begin_evaluation(self, timestep: torch.Tensor | None, name: str, latents: Tensors) -> None:
         parts, level = self._latents.begin(name, latents), self._level_of(timestep)
         checked = self._run is not None
-        level = self._run.read_back(level, parts) if checked else read_level(level)
+        level = self._scheduled.exact(self._run.read_back(level, parts) if checked else read_level(level))
         if level is not None and self._last_level is not None and level > self._last_level:
             streams, checked = self._streams, False  # which know already that an evaluation begins
             level = self._turn(level, latents)
@@ -164,9 +173,10 @@ class ForesightHook(ModelHook):
             self._streams, parts = streams, self._latents.begin(name, latents)
         if self._run is None:
             self._run = self._new_run(level, timestep)
+            level = self._scheduled.exact(level)
             if self._ranks.worst is not None:  # whose tokens stay as they are has a level of its own
-                level, checked = self._run.read_back(level, parts), True
-                self._scale = _scale_of(level)
+                level, checked = self._scheduled.exact(self._run.read_back(level, parts)), True
+                self._scale = scale_of(level)
         self._run.begin_evaluation(level, None if checked else parts)
         self._last_level, self._before = level, latents
 
@@ -175,7 +185,7 @@ class ForesightHook(ModelHook):
 
         That is so where the second evaluation goes on from the first one's latents, and is no run of its own.
         """
-        if self._family.known or len(self._run.stats.evaluations) > 1 or not _near(latents, self._before):
+        if self._family.known or len(self._run.stats.evaluations) > 1 or not is_near(latents, self._before):
             return level
         if not self._rises:
             self._top = 1000.0 if level > 1 else 1.0
@@ -184,11 +194,14 @@ class ForesightHook(ModelHook):
 
     def _new_run(self, level: float | None, timestep: torch.Tensor | None) -> Run:
         self._threads.begin_run()
-        self._scale = _scale_of(level)
+        self.began, self._scale = time.monotonic(), scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        steps = getattr(self._context, "num_inference_steps", None) or self._steps
-        first = getattr(self._context, "step_index", None)
-        listed, place = levels_of(timestep, level, self._top if self._rises else None, steps and steps - (first or 0))
+        listed, first, steps = self._scheduled.begin(level, self._family.flow)
+        if not listed:
+            steps = getattr(self._context, "num_inference_steps", None) or self._steps
+            first, top = getattr(self._context, "step_index", None), self._top if self._rises else None
+            listed, place = levels_of(timestep, level, top, steps and steps - (first or 0))
+            first = first if steps else place
         run = Run(
             self._config,
             steps=steps,
@@ -196,7 +209,7 @@ class ForesightHook(ModelHook):
             offload=Offload.of(self._config.cache_device),
             inactive=self._ranks.never,
             worst=self._ranks.worst,
-            first_step=first if steps else place,
+            first_step=first,
             listed=listed,
             blended=True,
             parts=self._parts,
@@ -284,18 +297,3 @@ class ForesightHook(ModelHook):
 def _requires_grad(module: torch.nn.Module, args: tuple, kwargs: dict) -> bool:
     given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
     return any(x.requires_grad for x in (*given, *module.parameters()))
-
-
-def _scale_of(level: float | None) -> float:
-    """A model's noise levels over shares of noise, by its first level."""
-    return 1000.0 if level is not None and level > 1 else 1.0
-
-
-def _alike(a: Tensors, b: Tensors) -> bool:
-    """Whether latents have the same form and lie on the same device."""
-    return [(x.shape, x.device) for x in a] == [(x.shape, x.device) for x in b]
-
-
-def _near(a: Tensors, b: Tensors) -> bool:
-    """Whether latents could be a step apart; two of different noise are 1.4 times their norm apart."""
-    return _alike(a, b) and all(bool((x - y).norm() < 0.7 * y.norm()) for x, y in zip(a, b, strict=True))

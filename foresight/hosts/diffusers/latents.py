@@ -116,3 +116,13 @@ class Latents:
     @staticmethod
     def _key(name: str, latents: Tensors) -> tuple:
         return name, tuple(x.shape[:1] for x in latents)
+
+
+def alike(a: Tensors, b: Tensors) -> bool:
+    """Whether latents have the same form and lie on the same device."""
+    return [(x.shape, x.device) for x in a] == [(x.shape, x.device) for x in b]
+
+
+def is_near(a: Tensors, b: Tensors) -> bool:
+    """Whether latents could be a step apart; two of different noise are 1.4 times their norm apart."""
+    return alike(a, b) and all(bool((x - y).norm() < 0.7 * y.norm()) for x, y in zip(a, b, strict=True))

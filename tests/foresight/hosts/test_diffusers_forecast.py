@@ -96,7 +96,7 @@ def test_video_and_audio_each_have_their_error():
     with torch.no_grad():
         for k in range(steps):
             given = guided(net, k)
-            real = guided(handle._hook.fn_ref.original_forward, k)
+            real = guided(handle._hooked[0][1].fn_ref.original_forward, k)
             off.append([rms(g - r) / min(rms(r), 1.2) for g, r in zip(given, real, strict=True)])
             loud.append(rms(real[1]) > 1.2)
             x = [y - v / steps for y, v in zip(x, given, strict=True)]

@@ -10,7 +10,7 @@ import diffusers.callbacks as callbacks
 import numpy
 
 from foresight import ForecastConfig
-from foresight.hosts.diffusers import apply_foresight, hook
+from foresight.hosts.diffusers import apply_foresight, latents
 from foresight.hosts.diffusers.levels import levels_of
 from foresight.hosts.diffusers.signs import Signs
 from support import diffusers_images
@@ -102,8 +102,8 @@ def test_a_whole_run_is_one_run(name):
     """Nothing of that takes a run apart."""
     network, whole, _ = PIPELINES[name]()
     handle, begun = apply_foresight(network, CONFIG), []
-    make = handle._hook._new_run
-    handle._hook._new_run = lambda level, timestep: begun.append(level) or make(level, timestep)
+    make = handle._hooked[0][1]._new_run
+    handle._hooked[0][1]._new_run = lambda level, timestep: begun.append(level) or make(level, timestep)
     whole()
     assert len(begun) == 1 and len(handle.stats.evaluations) == STEPS
 
@@ -160,8 +160,8 @@ def test_a_list_is_believed_to_its_end(rises, monkeypatch):
     sigmas = 5 * torch.linspace(1, 0.05, 20) / (1 + 4 * torch.linspace(1, 0.05, 20))
     transformer = (mochi if rises else wan)()
     handle = apply_foresight(transformer.model, CONFIG, steps=12)
-    seen, make = [], handle._hook._new_run
-    monkeypatch.setattr(handle._hook, "_new_run", lambda *args: seen.append(make(*args)) or seen[-1])
+    seen, make = [], handle._hooked[0][1]._new_run
+    monkeypatch.setattr(handle._hooked[0][1], "_new_run", lambda *args: seen.append(make(*args)) or seen[-1])
     times, call = (1 - sigmas if rises else sigmas) * 1000, transformer.rising if rises else transformer.call
     x = seeded(*transformer.latent, seed=3)
     with torch.no_grad():
@@ -175,7 +175,11 @@ def test_a_list_is_believed_to_its_end(rises, monkeypatch):
 def test_latents_on_another_device_are_no_step_apart():
     """Between two runs a model may have been moved."""
     x = torch.ones(1, 4)
-    assert hook._near((x,), (x,)) and not hook._near((x,), (x.to("meta"),)) and not hook._near((x,), (x[..., :2],))
+    assert (
+        latents.is_near((x,), (x,))
+        and not latents.is_near((x,), (x.to("meta"),))
+        and not latents.is_near((x,), (x[..., :2],))
+    )
 
 
 @pytest.mark.parametrize("name", ["sd3_pipeline", "sdxl_pipeline"])
