@@ -45,7 +45,7 @@ def sample(
     cfg: float = CFG,
     rows: int | None = None,
 ) -> Sampled:
-    """One run as the node KSampler does it; `rows` of the latent's height, all by default.
+    """One run as the node KSampler does it; the first `rows` of the latent and three times as many columns, all by default.
 
     Raises:
         Exception: the sampler is not for this model.
@@ -58,7 +58,7 @@ def sample(
     guider.set_conds(*([[embed([text]), {}]] for text in (PROMPT, "")))
     guider.set_cfg(CFG_PP if sampler.endswith("_cfg_pp") else cfg)
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps)
-    noise = noise_of(SEED)[..., :rows, :]
+    noise = noise_of(SEED)[..., :rows, : rows and 3 * rows]
     with torch.inference_mode():
         latent = guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=SEED
