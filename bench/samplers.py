@@ -45,7 +45,7 @@ def sample(
     cfg: float = CFG,
     rows: int | None = None,
 ) -> Sampled:
-    """One run as the node KSampler does it; the first `rows` of the latent and three times as many columns, all by default.
+    """One run as the node KSampler does it; of the first `rows` of the latent and 3 times as many columns, or of all.
 
     Raises:
         Exception: the sampler is not for this model.

@@ -13,11 +13,6 @@ def limited(default: float, low: float, high: float, step: float):
     return field(default=default, metadata={"min": low, "max": high, "step": step})
 
 
-def switch(default: bool):
-    """A setting that is on or off."""
-    return field(default=default)
-
-
 def chosen(default: str, options: tuple[str, ...]):
     """A setting that is one of several words."""
     return field(default=default, metadata={"options": options})
@@ -60,7 +55,7 @@ class Config:
     end_percent: float = limited(1.0, 0.0, 1.0, 0.01)
     cache_device: str = chosen("auto", CACHE_DEVICES)
     cache_budget_gb: float = limited(0.0, 0.0, 1024.0, 0.1)
-    validate: bool = switch(False)
+    validate: bool = False
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -8,12 +8,12 @@ import torch
 from .blend import Blend
 from .history import History, by_part
 from .moves import Move
+from .pooled import MOST_PARTS
 from .stats import Evaluation
 from .tensors import Tensors
 from .trajectory import Trajectory
 
 _NOTHING = -math.inf  # in an opinion
-_TOLD = 2  # parts of a latent whose errors an opinion has room for: video and audio
 
 
 class Evidence:
@@ -56,25 +56,23 @@ class Evidence:
             errors, sloped = by_part(outputs, self._parts), all(history.sloped for history in measured)
             for history in measured:
                 history.error = None
-            if self._blend is not None or self._together:
-                self._errors, self._missed_by, self._row = (errors, sloped, len(outputs)), trajectory, evaluation
-            else:
-                trajectory.learn(errors, sloped)
-                evaluation.note_missed(errors)
+            self._errors, self._missed_by, self._row = (errors, sloped, len(outputs)), trajectory, evaluation
+            if self._blend is None and not self._together:  # already here: no decision follows the last evaluation
+                self._note(errors)
         if self._arriving is not None:
             self._sums, self._arriving = values, None
 
     def weigh(self, now: Trajectory, level: float | None) -> None:
         """Take in how the sampler came to the evaluation that begins at `level`, and what that says of errors."""
         move, errors = self._agreed or self._found(now, level)
+        if errors:
+            (self._missed_by or now).learn(errors, self._errors[1])
+            self._note(errors)
         if move is not None:
-            now.take(move, self._most_taken)
+            now.take(move, self._most_taken)  # this forgets all where the run does not go on
         if self._blend is not None:
             now.euler &= move is not None  # what was not seen is not paid back
-            if errors and now.histories:
-                now.learn(errors, self._errors[1])
-                self._note(errors)
-            self._errors, self._row = ([], True, 0), None
+        self._errors, self._missed_by, self._row = ([], True, 0), None, None
         self._sums = self._agreed = None
 
     def _found(self, now: Trajectory, level: float | None) -> tuple[Move | None, list[float]]:
@@ -97,11 +95,11 @@ class Evidence:
         came = [_NOTHING] * 5
         if move is not None:
             came = [not move.continues, not move.euler, move.price, move.idle, move.noisy]
-        if len(errors) != _TOLD:  # one that can't tell them apart keeps all from doing so
-            errors = [math.inf if errors else _NOTHING] * _TOLD
+        if len(errors) != MOST_PARTS:  # one that can't tell them apart keeps all from doing so
+            errors = [math.inf if errors else _NOTHING] * MOST_PARTS
         return [*missed, *came, *errors]
 
-    def agree(self, now: Trajectory, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
+    def agree(self, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
         """See `Policy.agree`."""
         error, unsloped, broken, bent, price, idle, noisy, *parts = opinion
         move = None if price == _NOTHING else Move(not broken, not bent, price, idle > 0, noisy > 0)
@@ -110,10 +108,6 @@ class Evidence:
         if told is not None and self._blend is not None:
             move, errors = self._pooled(told, move, errors)
         self._agreed = move, errors
-        if self._blend is None and errors:
-            (self._missed_by or now).learn(errors, self._errors[1])
-            self._note(errors)
-        self._missed_by = None
 
     def _pooled(self, told: torch.Tensor, move: Move | None, errors: list[float]) -> tuple[Move | None, list[float]]:
         """The same as far as it is known of the blend whose streams lie in several processes."""

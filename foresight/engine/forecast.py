@@ -240,7 +240,7 @@ class Forecast(Policy):
         size = sum(x.nbytes for x in given)  # an evaluation's; a step may have several
         fits, waits_on = self.resources.room(max(self._tape.keeps(self.steps or 0) * size, self._tape.nbytes + size))
         if not fits:
-            self._tape.run_out("no memory to keep the outputs of the run")
+            self._tape.run_out()
         if self._tape.broken:
             return
         self._tape.note(self._now, self._place.position, not self._computes, given, waits_on)
@@ -268,7 +268,7 @@ class Forecast(Policy):
         return self._blend.told if self._blend is not None else []
 
     def agree(self, opinion: Sequence[float], told: torch.Tensor | None = None) -> None:
-        self._evidence.agree(self._now, opinion, told)
+        self._evidence.agree(opinion, told)
 
     # ---- memory
 
@@ -281,7 +281,7 @@ class Forecast(Policy):
         """Bytes held once every output has its two points."""
         histories = [h for trajectory in self._trajectories.values() for h in trajectory.histories.values()]
         size = sum(h.nbytes if h.ready else 2 * h.nbytes for h in histories)
-        size += sum(2 * trajectory.track.nbytes for trajectory in self._trajectories.values())
+        size += sum(trajectory.track.most_bytes for trajectory in self._trajectories.values())
         size += self._blend.nbytes if self._blend is not None else 0
         return Need("the stored outputs", size, 0, size)
 

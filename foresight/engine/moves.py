@@ -58,6 +58,11 @@ class Track:
         """Bytes held now, but for a D' that is a stored output."""
         return sum(x.nbytes for x in (*self._x, *(() if self._own else self._d)))
 
+    @property
+    def most_bytes(self) -> int:
+        """Bytes held at the most: x', and as much for a D' that is no stored output."""
+        return 2 * sum(x.nbytes for x in self._x)
+
     def note(self, level: float | None, x: Tensors, given: Tensors, own: bool, waits_on: torch.device | None) -> None:
         """The sampler was given `given` for `x` at a noise level. Both are copied; `given` is not where it is ours."""
 

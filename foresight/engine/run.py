@@ -72,8 +72,8 @@ class Run(Restarts, Holding):
         blend = Blend(noise is not None, worst.places if worst is not None else 0, len(parts) > 1) if blended else None
         asks = self._fit, self.deactivate, self.lock, self._room, self._compute_instead
         together = worst is not None  # what one process knows for itself is then nothing to plan by
-        known = None if together else whole, together, max(1, len(parts)), guided or together
-        lent = Resources(self._offload, *asks, blend, tape, *known)
+        shared = {"together": together, "parts": max(1, len(parts)), "guided": guided or together}
+        lent = Resources(self._offload, *asks, blend, tape, None if together else whole, **shared)
         self._policy: Policy = policy_of(config)(config, self._schedule.steps, lent)
         self._policy.outlook(self._schedule.outlook())
         self._decision, self._began = Decision(compute=True), None

@@ -20,6 +20,7 @@ from .agreement import Agreement
 from .compiler import outside_graphs
 from .tensors import Tensors
 
+NO_ROOM = "no memory to keep the outputs of the run"
 OWN_NOISE = "the sampler draws noise that no seed repeats"
 NO_NUMBERS = (
     "the latent is not finite (NaN or infinity): the model's outputs are not, or its dtype is too narrow for it"
@@ -97,12 +98,12 @@ class Tape:
         """Start the sampler no more, and give all memory back."""
         self.broken, self._entries = self.broken or why, []
 
-    def run_out(self, why: str) -> None:
+    def run_out(self) -> None:
         """There is no more memory: give up, with other processes at once with all of them."""
         if self.agreement is None:
-            self.give_up(why)
+            self.give_up(NO_ROOM)
         else:
-            self.agreement.untaped = self.agreement.untaped or why
+            self.agreement.untaped = NO_ROOM
 
     @outside_graphs()
     def answer(self, level: torch.Tensor, latent: Tensors) -> tuple[Tensors, Hashable] | None:

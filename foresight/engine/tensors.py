@@ -1,5 +1,6 @@
 """The type of an output, how running out of memory is recognised, and random numbers that go on as if nothing was."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ def random_numbers(device: torch.device) -> Callable[[], None]:
     module = getattr(torch, device.type, None) if device.type != "cpu" else None
     states = [(torch.set_rng_state, torch.get_rng_state())]
     if hasattr(module, "get_rng_state"):
-        states.append((module.set_rng_state, module.get_rng_state()))
+        states.append((functools.partial(module.set_rng_state, device=device), module.get_rng_state(device)))
 
     def put_back() -> None:
         for put, state in states:

@@ -32,7 +32,7 @@ class Watcher:
         kept: Takes the run when it has begun; `prompts.Newest.add`, say.
     """
 
-    def __init__(self, stats: RunStats, node_id: str | None = None, kept: Callable[[Running, "Watcher"], None] = None):
+    def __init__(self, stats: RunStats, node_id: str | None, kept: Callable[[Running, "Watcher"], None]):
         self.stats, self._kept, self._running = stats, kept, executing()
         self.about = {
             "run": next(_numbers),
@@ -76,8 +76,7 @@ class Watcher:
         if not self._listed:
             self._listed = True
             _runs.append(self)
-            if self._kept is not None:
-                self._kept(self._running, self)
+            self._kept(self._running, self)
 
     def _send(self, end: int) -> None:
         try:

@@ -7,6 +7,7 @@ A loop's node makes copies of the nodes inside it while the prompt runs; their i
 from typing import Generic, NamedTuple, TypeVar
 
 from comfy_execution.graph_utils import is_link
+from comfy_execution.utils import get_executing_context
 
 SAMPLERS = 256  # of earlier prompts, that one model remembers; a script may give each prompt node ids of its own
 OUTSIDE = 32  # runs that are kept of a model which is sampled outside a prompt, in a script
@@ -23,10 +24,6 @@ class Running(NamedTuple):
 
 def executing() -> Running:
     """What ComfyUI executes now."""
-    try:
-        from comfy_execution.utils import get_executing_context
-    except ImportError:
-        return Running(None, None)
     found = get_executing_context()
     return Running(found.prompt_id, found.node_id) if found else Running(None, None)
 

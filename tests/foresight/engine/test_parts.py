@@ -239,8 +239,10 @@ def agreed(*of_processes, parts=2):
         opinions.append([*evidence.opinion(Trajectory(), 0.5)])
         noted.append(evidence)
     assert {len(opinion) for opinion in opinions} == {OPINIONS}
-    noted[0].agree(Trajectory(), [max(numbers) for numbers in zip(*opinions, strict=True)])
-    return noted[0]._row.missed, noted[0]._row.missed_parts
+    row = noted[0]._row
+    noted[0].agree([max(numbers) for numbers in zip(*opinions, strict=True)])
+    noted[0].weigh(Trajectory(), 0.5)
+    return row.missed, row.missed_parts
 
 
 def test_errors_of_both_parts_go_through_the_exchange():
@@ -262,7 +264,7 @@ def test_noise_that_one_process_has_seen_renewed_holds_for_all():
         opinions.append(evidence.opinion(Trajectory(), 0.5))
     for mine, noisy in (([opinions[0]], False), (opinions, True)):
         now, evidence = Trajectory(), Evidence(None, True, most_taken=2.0)
-        evidence.agree(now, [max(numbers) for numbers in zip(*mine, strict=True)])
+        evidence.agree([max(numbers) for numbers in zip(*mine, strict=True)])
         evidence.weigh(now, 0.5)
         assert now.noisy == noisy and now.move.price == (2.0 if noisy else 3.0)
 
