@@ -34,7 +34,7 @@ from .compiler import outside_graphs
 from .config import Config
 from .evidence import Evidence
 from .history import HOLDS_UNTIL, History
-from .plan import EARLY, MU, MULTISTEP, Planner, counted, protected
+from .plan import EARLY, MU, MULTISTEP, Planner, effective_gamma, protected
 from .policy import Decision, Policy, policy_for
 from .schedule import Place, whole_steps
 from .stats import Evaluation
@@ -95,7 +95,7 @@ class Forecast(Policy):
     def outlook(self, places: Sequence[Place]) -> None:
         self._places, self._N, steps = places, whole_steps(places), len(places) - 1
         whole = self.resources.whole
-        gamma = counted(self.config.threshold, whole or self._N, self._calm)
+        gamma = effective_gamma(self.config.threshold, whole or self._N, self._calm)
         self._mu = MU * gamma / self._amplifies
         # another stage goes on from an open end; UniPC makes much of its last outputs there too
         open_end = whole is not None and self._order == 1 or not self.last or self.steps is None

@@ -15,8 +15,8 @@ number of steps come there. `scale` is what this run has shown of it so far. In 
 
 since a step takes in as much of its output as it removes noise, the model makes more of it where that is much at once,
 and the rest of the run builds on an early error. The plan minimises the sum of c_k over the steps left out, plus mu for
-every step computed: computing has to save that much. With gamma the user's threshold (see `counted`), mu = 0.019 gamma,
-divided by what the sampler makes of an error over what Euler's method does (`Tape.amplifies`).
+every step computed: computing has to save that much. With gamma the user's threshold (see `effective_gamma`),
+mu = 0.019 gamma, divided by what the sampler makes of an error over what Euler's method does (`Tape.amplifies`).
 """
 
 import math
@@ -32,7 +32,7 @@ FLOOR = 1e-3  # share of noise that a step removes at least, so that nothing is 
 MULTISTEP = 3  # outputs that a sampler may go by whose steps are not Euler's
 STILL = 1e-4  # of lambda; no step counts for less, so that leaving one out is never free
 LONGEST, AT_MOST, FEW = 0.13, 0.2, 3  # see `longest`
-FEWEST, USUAL = 8, 16  # steps, see `counted`
+FEWEST, USUAL = 8, 16  # steps, see `effective_gamma`
 ROUGHEST = 32.0  # see `ending`
 MU = 0.019  # error in the latent that computing a step has to save at gamma = 1, in units of the noise
 
@@ -42,7 +42,7 @@ def bend(lam: float) -> float:
     return FLAT + BUMP * math.exp(-((lam - WHERE) ** 2))
 
 
-def counted(gamma: float, steps: float, calm: bool) -> float:
+def effective_gamma(gamma: float, steps: float, calm: bool) -> float:
     """What the user's threshold counts for in a run of so many steps: up to four times itself in a calm one.
 
     In few steps each takes in much of its output, so that at one price for all nothing would be left out. It may cost

@@ -36,7 +36,7 @@ class Plan:
     residual: bool
 
 
-class Planner(Protocol):
+class MakesPlans(Protocol):
     """Who makes the plan of a call."""
 
     resources: Resources
@@ -50,7 +50,7 @@ class Planner(Protocol):
 class Call:
     """One call of the model. All its rows share one decision: the same prefix is reused for all of them, or none."""
 
-    def __init__(self, planner: Planner, keys: Sequence[Hashable], blocks: int, batch_dim: int):
+    def __init__(self, planner: MakesPlans, keys: Sequence[Hashable], blocks: int, batch_dim: int):
         self._planner, self._keys, self._blocks, self._batch_dim = planner, list(keys), blocks, batch_dim
         self._active = True
         self._plan: Plan | None = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foresight.engine import ForecastConfig, Run, plan
-from foresight.engine.plan import Planner, bend, counted, ending, longest, protected
+from foresight.engine.plan import Planner, bend, effective_gamma, ending, longest, protected
 from foresight.engine.schedule import Schedule, whole_steps
 from foresight.engine.tape import Tape
 from foresight.engine.trajectory import HELD, NEWEST, Trajectory, _off
@@ -223,8 +223,8 @@ def test_a_rough_video_takes_less_care_of_the_end(gamma, steps):
 
 @pytest.mark.parametrize(("steps", "times"), [(1, 4), (4, 4), (8, 4), (12, 16 / 9), (16, 1), (20, 1), (1000, 1)])
 def test_a_threshold_counts_for_more_in_a_calm_run_of_few_steps(steps, times):
-    assert counted(0.5, steps, calm=True) == pytest.approx(0.5 * times)
-    assert counted(0.5, steps, calm=False) == 0.5 and counted(0.0, steps, calm=True) == 0
+    assert effective_gamma(0.5, steps, calm=True) == pytest.approx(0.5 * times)
+    assert effective_gamma(0.5, steps, calm=False) == 0.5 and effective_gamma(0.0, steps, calm=True) == 0
 
 
 def few(steps, **given):
