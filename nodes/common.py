@@ -34,7 +34,8 @@ def image_of(pixels) -> torch.Tensor:
 
 def present_in(hidden) -> Present:
     """The prompt that a node with the hidden input DYNPROMPT is executed in."""
-    return Present(hidden.dynprompt, executing().prompt_id)
+    running = executing()
+    return Present(hidden.dynprompt, running.prompt_id, running.node_id)
 
 
 def shown(image: torch.Tensor, text: str, cls: type[io.ComfyNode]) -> dict:

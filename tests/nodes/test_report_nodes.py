@@ -130,7 +130,7 @@ def test_the_timer_measures_sampling_and_changes_nothing(model):
     assert timed is not model and timer.KEY not in model.wrappers.get("outer_sample", {})
     assert torch.equal(sample(timed)["samples"], sample(model)["samples"])
     ((ran, seconds),) = timer.seconds_on(timed)
-    assert 0 < seconds < 60 and ran == ("p", "3") and timer.steps_on(timed) == [9]
+    assert 0 < seconds < 60 and ran[:2] == ("p", "3") and timer.steps_on(timed) == [9]
     again = execute(ForesightTimer, timed).args[0]
     assert timer.seconds_on(again) == []  # one timer, a new one
 

@@ -16,17 +16,8 @@ ENOUGH = 2  # steps that the next run has at least
 
 def whole_of(last: float) -> int | None:
     """Steps of both stages together, where the run under way, whose last level this is, is the first of two."""
-    return following(_nodes(), executing().node_id) if last > 0 else None
-
-
-def _nodes():
-    """ComfyUI's record of the nodes of the prompt that it executes (DYNPROMPT), None where there is none."""
-    try:
-        from comfy_execution.progress import get_progress_state
-    except ImportError:
-        return None
-    state = get_progress_state()
-    return state.dynprompt if state.prompt_id == executing().prompt_id else None
+    running = executing()
+    return following(running.nodes and running.nodes(), running.node_id) if last > 0 else None
 
 
 def following(nodes, sampler_id: str | None) -> int | None:

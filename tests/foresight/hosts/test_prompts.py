@@ -1,12 +1,17 @@
 """Which runs of a model are behind what a prompt shows: samplers in loops, cached, deleted and on another line."""
 
+from copy import deepcopy
+import weakref
+
 import pytest
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy_execution.progress as progress
 from comfy_execution.graph import DynamicPrompt
+from comfy_execution.utils import CurrentNodeContext
 
-from foresight.hosts.comfyui.prompts import OUTSIDE, SAMPLERS, Newest, Present, Running
+from foresight.hosts.comfyui.prompts import OUTSIDE, SAMPLERS, Newest, Present, Running, executing, signature
 
 MODEL = {"inputs": {}}
 NODES = {
@@ -89,3 +94,103 @@ def test_prompts_with_node_ids_of_their_own_do_not_add_up_for_ever():
 def test_outside_a_prompt_the_newest_are_kept():
     newest = left([(None, None)] * (OUTSIDE + 3))
     assert [item for _, item in newest.of(Present())] == list(range(3, OUTSIDE + 3))
+
+
+def workflow(seed=0, steps=40, second=0):
+    """Two samplers in a row, each with a node behind it that shows figures."""
+    return {
+        "1": {"class_type": "Load", "inputs": {"name": "a"}},
+        "2": {"class_type": "Foresight", "inputs": {"model": ["1", 0]}},
+        "3": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": seed, "steps": steps}},
+        "4": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "latent": ["3", 0], "seed": second}},
+        "5": {"class_type": "Report", "inputs": {"latent": ["3", 0]}},
+        "6": {"class_type": "Report", "inputs": {"latent": ["4", 0]}},
+    }
+
+
+class Server:
+    """Prompts one after another, and what the samplers of one model left in each."""
+
+    def __init__(self):
+        self.newest, self.ran = Newest("2"), 0
+
+    def prompt(self, nodes, samplers, prompt_id=None):
+        self.ran += 1
+        self.nodes, self.prompt_id = DynamicPrompt(nodes), prompt_id or f"prompt {self.ran}"
+        for sampler in samplers:
+            self.newest.add(Running(self.prompt_id, sampler, weakref.ref(self.nodes)), (self.ran, sampler))
+        return self
+
+    def shown(self, asking):
+        return [item for _, item in self.newest.of(Present(self.nodes, self.prompt_id, asking))]
+
+
+def test_an_older_result_that_the_cache_brings_back_has_its_own_figures():
+    """`--cache-lru` and `--cache-ram` keep results that later prompts had no use for."""
+    server = Server()
+    server.prompt(workflow(steps=40), "3").prompt(workflow(steps=4), "3")
+    assert server.shown("5") == [(2, "3")]
+    assert server.prompt(workflow(steps=40), "").shown("5") == [(1, "3")]
+    assert server.prompt(workflow(steps=4), "").shown("5") == [(2, "3")]
+    assert server.prompt(workflow(steps=12), "").shown("5") == []  # made on another model, or forgotten
+    assert server.prompt(workflow(steps=40), "3").shown("5") == [(6, "3")]
+    assert server.prompt(workflow(steps=40), "").shown("5") == [(6, "3")]
+
+
+def test_a_sampler_that_has_yet_to_run_is_not_behind_what_came_before_it():
+    server = Server().prompt(workflow(), "34")
+    assert server.prompt(workflow(), "").shown("5") == [(1, "3")]
+    assert server.shown("6") == [(1, "3"), (1, "4")]
+    assert server.prompt(workflow(seed=1), "3").shown("5") == [(3, "3")]
+    assert server.shown("6") == [(3, "3")]
+    assert server.prompt(workflow(seed=1, second=1), "4").shown("6") == [(3, "3"), (4, "4")]
+
+
+def test_an_id_that_a_program_sends_again_is_another_prompt():
+    server = Server()
+    for n in range(1, 4):
+        assert server.prompt(workflow(), "33", "the same").shown("5") == [(n, "3"), (n, "3")]
+    assert len(server.newest._left) == 1
+    assert server.prompt(workflow(seed=1), "", "the same").shown("5") == []
+
+
+def test_what_a_loop_made_comes_back_with_the_loop():
+    def nodes(rounds):
+        return {**workflow(), "20": {"class_type": "Loop", "inputs": {"n": rounds, "x": ["2", 0]}}}
+
+    server, copies = Server(), {"20.0.0.1": ["20", 0], "20.0.0.2": ["20.0.0.1", 0]}
+    for rounds in (2, 3):
+        server.prompt(nodes(rounds), "")
+        for copy_id, link in copies.items():
+            server.nodes.add_ephemeral_node(copy_id, {"class_type": "KSampler", "inputs": {"x": link}}, "20", "20")
+        for copy_id in copies:
+            server.newest.add(Running(server.prompt_id, copy_id, weakref.ref(server.nodes)), (rounds, copy_id))
+    for rounds in (2, 3):  # the loop's result is in the cache, so that nothing is made
+        assert server.prompt(nodes(rounds), "").shown("20") == [(rounds, copy_id) for copy_id in copies]
+    assert server.prompt(nodes(4), "").shown("20") == []
+
+
+def test_a_signature_is_that_of_all_that_leads_to_a_node_whatever_the_ids():
+    nodes = DynamicPrompt(workflow())
+    renamed = {f"a{n}": deepcopy(node) for n, node in reversed(workflow().items())}
+    for node in renamed.values():
+        node["inputs"] = {k: [f"a{v[0]}", 0] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+    assert signature(nodes, "3") == signature(DynamicPrompt(renamed), "a3") != signature(nodes, "4")
+    for changed in (workflow(seed=1), workflow(steps=4), {**workflow(), "1": {"class_type": "Load", "inputs": {}}}):
+        assert signature(DynamicPrompt(changed), "3") != signature(nodes, "3")
+    assert signature(DynamicPrompt(workflow(second=1)), "3") == signature(nodes, "3")  # it comes after
+    odd = {"1": {"class_type": "A", "inputs": {"x": ["2", 0], "y": object(), "z": ["gone", 0]}},
+           "2": {"class_type": "B", "inputs": {"x": ["1", 1], "n": float("nan")}}}  # fmt: skip
+    assert signature(DynamicPrompt(odd), "1") == signature(DynamicPrompt(odd), "1") != signature(nodes, "1")
+
+
+def test_what_is_executed_is_told_with_its_record_of_nodes(monkeypatch):
+    monkeypatch.setattr(progress, "global_progress_registry", None)
+    assert executing() == (None, None, None)
+    nodes = DynamicPrompt(workflow())
+    progress.reset_progress_state("p", nodes)
+    with CurrentNodeContext("p", "3"):
+        assert executing()[:2] == ("p", "3") and executing().nodes() is nodes
+        assert executing() == executing()
+    with CurrentNodeContext("another", "3"):
+        assert executing() == ("another", "3", None)
