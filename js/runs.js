@@ -38,9 +38,15 @@ export function isHere(record) {
   return !NO_ID.test(record.workflow_id) || queued.has(record.prompt_id);
 }
 
-/** The newest prompt's runs for a node, by run number. */
+/** Whether this page has queued it, before it was loaded anew perhaps: on a server with several users others do too. */
+const isOwn = (record) =>
+  queued.has(record.prompt_id) || (record.client_id != null && record.client_id === api.clientId);
+
+/** The newest prompt's runs for a node, by run number: this page's if it has any, since all have a template's id. */
 export function runsOf(node) {
-  const mine = [...runs.values()].filter((r) => isHere(r) && r.node_id != null && findNode(r.node_id) === node);
+  const here = [...runs.values()].filter((r) => isHere(r) && r.node_id != null && findNode(r.node_id) === node);
+  const own = here.filter(isOwn);
+  const mine = own.length ? own : here;
   mine.sort((a, b) => a.run - b.run);
   return mine.filter((r) => r.prompt_id === mine.at(-1).prompt_id);
 }

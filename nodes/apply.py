@@ -71,11 +71,22 @@ class ForesightApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent=None, end_percent=None) -> bool | str:
-        if start_percent is None or end_percent is None:  # comes from a link: known at execution only
-            return True
+    def validate_inputs(
+        cls,
+        start_percent=Config.start_percent,
+        end_percent=Config.end_percent,
+        threshold=Config.threshold,
+        cache_budget_gb=Config.cache_budget_gb,
+    ) -> bool | str:
+        """Refuse when queued what ComfyUI lets pass: a NaN, and a range that ends before it begins.
+
+        ComfyUI compares with no limits what is named here, so that this does. What comes from a link is None.
+        """
+        given = {"threshold": threshold, "cache_budget_gb": cache_budget_gb}
+        if None not in (start_percent, end_percent):  # else it shows at execution
+            given.update(start_percent=start_percent, end_percent=end_percent)
         try:
-            Config(start_percent=start_percent, end_percent=end_percent)
+            Config(**{name: value for name, value in given.items() if value is not None})
         except ValueError as error:
             return str(error)
         return True

@@ -28,9 +28,7 @@ class ForesightRay(io.ComfyNode):
             outputs=[RAY_ACTORS.Output(tooltip="The same workers, with Foresight in their sampler runs.")],
         )
 
-    @classmethod
-    def validate_inputs(cls, start_percent=None, end_percent=None) -> bool | str:
-        return ForesightApply.validate_inputs(start_percent, end_percent)
+    validate_inputs = ForesightApply.validate_inputs
 
     @classmethod
     def execute(cls, ray_actors, method: str = next(iter(METHODS)), **settings) -> io.NodeOutput:

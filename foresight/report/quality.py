@@ -14,6 +14,15 @@ def check_same_shape(plain: torch.Tensor, other: torch.Tensor) -> None:
         )
 
 
+def check_finite(**videos: torch.Tensor) -> None:
+    """Raise a ValueError that names a video with a pixel that is no number: every figure of it would be none."""
+    for name, video in videos.items():
+        if not video.isfinite().all():
+            raise ValueError(
+                f"the {name} video has pixels that are NaN or infinite: its sampling or decoding went wrong"
+            )
+
+
 def psnr(plain: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each frame.
 
@@ -25,9 +34,10 @@ def psnr(plain: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         (T,), dB, fp64; inf where two frames are equal.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a pixel is NaN or infinite.
     """
     check_same_shape(plain, other)
+    check_finite(plain=plain, other=other)
     squares = [(a.double() - b.double()).square().mean() for a, b in zip(plain, other, strict=True)]
     return -10 * torch.stack(squares).log10()
 

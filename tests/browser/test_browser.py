@@ -509,6 +509,17 @@ def test_a_workflow_with_the_older_order_of_widgets_is_read_right_and_that_is_sa
         assert [inputs[key] for key in names] == values
 
 
+def shows_runs_of_others_only_where_there_is_none_of_its_own(page, text):
+    """Users of one server who have opened the same template have workflows of the same id; this page knows its own."""
+    record, name = page.records()[-1], "window.comfyAPI.api.api.clientId"
+    given, me = {"prompt_id": "theirs", "client_id": "another"}, page.run(f"() => {name}")
+    assert record["client_id"] == me
+    for who, shown in ((me, text), ("a third", None), (me, text)):
+        page.run(f"(who) => {{ {name} = who; }}", who)
+        page.run(FAKE, {"record": record, "run": record["run"] + 0.1, "given": given, "rows": 3})
+        assert (page.figures == shown) if shown else ("evaluation 3 of" in page.figures), (who, page.figures)
+
+
 def test_reload_cached_run_and_bypass(page):
     page.demo(seed=3)
     before = page.history()
@@ -526,6 +537,7 @@ def test_reload_cached_run_and_bypass(page):
         page.demo(seed=3)
     page.page.wait_for_timeout(500)
     assert page.figures == text
+    shows_runs_of_others_only_where_there_is_none_of_its_own(page, text)
     count = len(page.records())
     page.run("() => { app.graph.nodes.find((n) => n.type === 'ForesightApply').mode = 4; }")
     before = page.history()

@@ -91,7 +91,8 @@ def test_no_node_that_takes_a_result_raises_whatever_it_is_given(model, folders)
             (model, plain, model, other),
             (timed, plain, model, other),
         ],
-        "ForesightCompare": [(torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3), 4.0), (torch.rand(1, 4, 4, 3),) * 2],
+        "ForesightCompare": [(torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3), 4.0), (torch.rand(1, 4, 4, 3),) * 2]
+        + [(torch.full((1, 16, 16, 3), float("nan")), torch.rand(1, 16, 16, 3))],
     }
     nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(ForesightExtension().get_node_list())}
     assert given.keys() == {name for name, node in nodes.items() if node.GET_SCHEMA().is_output_node}

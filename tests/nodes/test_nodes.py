@@ -9,13 +9,16 @@ import torch
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 import comfy.model_patcher
+import execution
 
+import nodes as comfy_nodes
 from foresight.engine import Config, ForecastConfig, PaperConfig
 from foresight.hosts import comfyui
 from models.demo import codec, prompt
 from pack.nodes import ForesightExtension
 from pack.nodes.apply import ForesightApply
 from pack.nodes.demo import DemoVAE, ForesightDemoLatent, ForesightDemoModel, ForesightDemoPrompt
+from pack.nodes.ray import ForesightRay
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDGETS = [
@@ -105,6 +108,45 @@ def test_contradictory_percents_are_refused_when_queued():
     assert ForesightApply.validate_inputs(start_percent=0.1, end_percent=0.9) is True
     assert ForesightApply.validate_inputs(0.9, 0.1) == "start_percent=0.9: must be below end_percent=0.1"
     assert ForesightApply.validate_inputs(None, 0.1) is True
+
+
+@pytest.mark.parametrize("cls", [ForesightApply, ForesightRay])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"start_percent": -0.1}, "start_percent=-0.1: must be between 0.0 and 1.0"),  # the other one is not given
+        ({"start_percent": 2.0}, "start_percent=2.0: must be between"),
+        ({"start_percent": 1.0}, "start_percent=1.0: must be below end_percent=1.0"),
+        ({"end_percent": 0.0}, "start_percent=0.0: must be below end_percent=0.0"),
+        ({"end_percent": -1.0}, "end_percent=-1.0: must be between"),
+        ({"start_percent": None, "end_percent": 0.1}, None),  # comes from a link
+        ({"threshold": float("nan")}, "threshold=nan: must be a finite number"),
+        ({"threshold": 33.0}, "threshold=33.0: must be between"),
+        ({"threshold": None, "cache_budget_gb": float("inf")}, "cache_budget_gb=inf: must be a finite number"),
+        ({}, None),
+    ],
+)
+def test_bad_settings_are_refused_when_queued(cls, given, says):
+    """By ComfyUI's own validation of a prompt, which does not look at the limits of what a node validates itself."""
+    asyncio.run(check_queued(cls, given, says))
+
+
+async def check_queued(cls, given, says):
+    name = cls.GET_SCHEMA().node_id
+    first = cls.GET_SCHEMA().inputs[0].id
+    prompt = {
+        "1": {"class_type": name, "inputs": {first: ["2", 0], **given}},
+        "2": {"class_type": "Maker", "inputs": {}},
+    }
+    prompt["1"]["inputs"].update({key: ["2", 1] for key, value in given.items() if value is None})
+    made = type("Maker", (), {"RETURN_TYPES": ("MODEL" if first == "model" else "RAY_ACTORS", "FLOAT"),
+                              "INPUT_TYPES": classmethod(lambda cls: {"required": {}}), "FUNCTION": "run"})  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, name, cls)
+        patch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "Maker", made)
+        valid, errors, _ = await execution.validate_inputs("p", prompt, "1", {})
+    assert valid == (says is None), errors
+    assert says is None or any(says in error["details"] for error in errors)
 
 
 def test_the_demo_prompt_names_what_it_does_not_know():

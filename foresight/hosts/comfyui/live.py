@@ -34,21 +34,22 @@ class Watcher:
 
     def __init__(self, stats: RunStats, node_id: str | None, kept: Callable[[Running, "Watcher"], None]):
         self.stats, self._kept, self._running = stats, kept, executing()
+        workflow_id, self._client_id = self._queued_by()
         self.about = {
             "run": next(_numbers),
             "node_id": node_id,
-            "workflow_id": self._workflow(),
+            "workflow_id": workflow_id,
             "prompt_id": self._running.prompt_id,
             "sampler_id": self._running.node_id,
         }
         self._sent, self._last, self._listed, self._done = 0, -math.inf, False, False
 
-    def _workflow(self) -> str | None:
+    def _queued_by(self) -> tuple[str | None, str | None]:
         try:
-            return _workflow_of(self._running.prompt_id)
+            return _queued_by(self._running.prompt_id)
         except Exception:
             log.warning("Foresight could not find out which workflow it runs in", exc_info=True)
-            return None
+            return None, None
 
     def update(self) -> None:
         """An evaluation has begun, so that the row of the one before is complete."""
@@ -67,6 +68,10 @@ class Watcher:
         """Everything as JSON types: `RunStats.to_dict()` and whose run it is."""
         return self._of(self.stats.to_dict())
 
+    def told(self) -> dict:
+        """The same for pages, which are shown their own runs before those of others; no file says who it was."""
+        return {**self.record(), "client_id": self._client_id}
+
     def _of(self, record: dict) -> dict:
         """With whose run it is, whether it is over, and then why nothing was left out, if nothing was."""
         why = self.stats.why_nothing if self._done else None
@@ -83,7 +88,8 @@ class Watcher:
             server = _server()
             if server is None or self.about["node_id"] is None:
                 return
-            server.send_sync(EVENT, {**self._of(self.stats.to_dict(self._sent, end)), "first": self._sent})
+            more = {"first": self._sent, "client_id": self._client_id}
+            server.send_sync(EVENT, {**self._of(self.stats.to_dict(self._sent, end)), **more})
             self._sent, self._last = end, time.monotonic()
         except Exception:
             log.warning("Foresight could not show what the run does", exc_info=True)
@@ -98,22 +104,26 @@ def _server():
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
-def _workflow_of(prompt_id: str | None) -> str | None:
-    """Id of the workflow that a running prompt was queued from; None where it came from elsewhere.
+def _queued_by(prompt_id: str | None) -> tuple[str | None, str | None]:
+    """Ids of the workflow and of the page that a running prompt was queued from; None where it came from elsewhere.
 
     The queue knows it. A node may have its result from the cache, out of another workflow.
     """
     try:
         running, _ = _server().prompt_queue.get_current_queue_volatile()
         (extra,) = [item[3] for item in running if item[1] == prompt_id]
-        return extra["extra_pnginfo"]["workflow"]["id"]
-    except (AttributeError, KeyError, TypeError, ValueError):  # no server, no such prompt, no workflow in it
-        return None
+    except (AttributeError, IndexError, TypeError, ValueError):  # no server, or no such prompt
+        return None, None
+    try:
+        workflow_id = extra["extra_pnginfo"]["workflow"]["id"]
+    except (KeyError, TypeError):  # a program's
+        workflow_id = None
+    return workflow_id, extra.get("client_id")
 
 
 def runs() -> list[dict]:
-    """The newest runs, oldest first: each `Watcher.record()`."""
-    return [watcher.record() for watcher in list(_runs)]
+    """The newest runs, oldest first: each `Watcher.told()`."""
+    return [watcher.told() for watcher in list(_runs)]
 
 
 def add_routes() -> None:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
 from foresight import ForecastConfig, PaperConfig
-from foresight.hosts.comfyui import apply_foresight, live
+from foresight.hosts.comfyui import apply_foresight, live, runs_on
 from support.comfy_models import sample
 
 MUCH = PaperConfig(threshold=2.0, warmup_steps=3, sample_rows=0)
@@ -70,6 +70,33 @@ def test_what_is_done_again_replaces_the_rows_that_were_shown(models, server, mo
         assert message["first"] <= len(rows), "rows before these are missing"
         rows = rows[: message["first"]] + message["evaluations"]
     assert rows == record["evaluations"] and len(rows) == 20
+
+
+class Queue:
+    def __init__(self, *extras):
+        self.extras = extras
+
+    def get_current_queue_volatile(self):
+        return [(n, f"prompt {n}", {}, extra, []) for n, extra in enumerate(self.extras)], []
+
+
+def test_a_run_is_of_the_workflow_and_the_page_that_queued_its_prompt(server):
+    workflow = {"extra_pnginfo": {"workflow": {"id": "w"}}}
+    server.prompt_queue = Queue(
+        {**workflow, "client_id": "me"}, {"client_id": "me"}, workflow, {}, {"extra_pnginfo": 3}
+    )
+    found = [live._queued_by(f"prompt {n}") for n in range(6)]
+    assert found == [("w", "me"), (None, "me"), ("w", None), (None, None), (None, None), (None, None)]
+    assert live._queued_by(None) == (None, None)
+
+
+def test_a_page_is_told_whose_a_run_is_and_nobody_else(models, server, monkeypatch):
+    monkeypatch.setattr(live, "_queued_by", lambda prompt_id: ("w", "me"))
+    model = models["wan"]
+    patched = apply_foresight(model.patcher, MUCH, "7")
+    sample(model, patched)
+    assert {m["client_id"] for m in server.messages} == {run["client_id"] for run in live.runs()} == {"me"}
+    assert all("client_id" not in run for run in runs_on(patched))
 
 
 def test_a_run_without_a_node_sends_nothing_but_is_listed(models, server):

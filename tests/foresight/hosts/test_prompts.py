@@ -1,7 +1,7 @@
 """Which runs of a model are behind what a prompt shows: samplers in loops, cached, deleted and on another line."""
 
-from copy import deepcopy
 import weakref
+from copy import deepcopy
 
 import pytest
 

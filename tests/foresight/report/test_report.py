@@ -42,6 +42,11 @@ def test_videos_that_cannot_be_compared_are_named_with_both_shapes(videos):
         quality.psnr(videos[0], videos[1][:3])
     with pytest.raises(ValueError, match="frames of 26x6: SSIM needs 7 pixels each way"):
         quality.ssim(videos[0][:, :6], videos[1][:, :6])
+    broken = [video.clone() for video in videos]
+    broken[0][2, 3, 4, 0], broken[1][0] = float("nan"), float("inf")
+    for pair, name in (((broken[0], videos[1]), "plain"), ((videos[0], broken[1]), "other"), (broken, "plain")):
+        with pytest.raises(ValueError, match=f"the {name} video has pixels that are NaN or infinite"):
+            quality.mean_psnr(*pair)
 
 
 def run(reuse: bool = True, inactive: str | None = None) -> dict:
