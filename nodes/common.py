@@ -32,10 +32,10 @@ def image_of(pixels) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).float().div(255)[None]
 
 
-def present_in(hidden) -> Present:
-    """The prompt that a node with the hidden input DYNPROMPT is executed in."""
+def present_in(hidden, strictly: bool = False) -> Present:
+    """The prompt that a node with the hidden input DYNPROMPT is executed in; `strictly` for what leads to it alone."""
     running = executing()
-    return Present(hidden.dynprompt, running.prompt_id, running.node_id)
+    return Present(hidden.dynprompt, running.prompt_id, running.node_id, strictly)
 
 
 def shown(image: torch.Tensor, text: str, cls: type[io.ComfyNode]) -> dict:

@@ -49,7 +49,9 @@ class ForesightPicture(io.ComfyNode):
             psnr = quality.mean_psnr(a, b)
         except ValueError as error:  # told, not raised: that would end the prompt before both videos are saved
             return io.NodeOutput(image_of(plot.note(f"not compared: {error}")), str(error))
-        titles, lines, missing = caption(plain_model, foresight_model, psnr, model_name, present_in(cls.hidden))
+        titles, lines, missing = caption(
+            plain_model, foresight_model, psnr, model_name, present_in(cls.hidden, strictly=True)
+        )
         frames = picture.comparison(a, b, titles, lines, width)
         text = "\n".join((", ".join(titles), *lines, *missing))
         return io.NodeOutput(torch.from_numpy(frames).float().div_(255), text)

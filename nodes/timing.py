@@ -62,7 +62,9 @@ class ForesightSpeedup(io.ComfyNode):
 
     @classmethod
     def execute(cls, plain_model, plain_latent, foresight_model, foresight_latent) -> io.NodeOutput:
-        times, texts = zip(*measured_lines(plain_model, foresight_model, present_in(cls.hidden)), strict=True)
+        times, texts = zip(
+            *measured_lines(plain_model, foresight_model, present_in(cls.hidden, strictly=True)), strict=True
+        )
         speedup = times[0] / times[1] if all(times) else 0.0
         text = f"{', '.join(texts)}: {speedup:.2f}x measured" if speedup else "\n".join(("no speed-up:", *texts))
         return io.NodeOutput(plain_latent, foresight_latent, text, speedup, ui={"text": [text]})
@@ -84,8 +86,8 @@ def _measured(name: str, model, present: Present) -> tuple[float, str]:
         return 0.0, f"{name}: {error}"
     if not runs:
         return 0.0, (
-            f"{name}: not sampled since it was timed. Connect the sampler to the Foresight Timer's MODEL; if it is, "
-            "ComfyUI had its result in the cache, and another seed gives a time"
+            f"{name}: not sampled since it was timed. Connect the sampler to the Foresight Timer's MODEL, and its "
+            "result to this node; if they are, ComfyUI had the result in its cache, and another seed gives a time"
         )
     seconds, earlier = sum(seconds for _, seconds in runs), [present.earlier(sampler.prompt_id) for sampler, _ in runs]
     when = f" ({'' if all(earlier) else 'partly '}of an earlier prompt)" if any(earlier) else ""

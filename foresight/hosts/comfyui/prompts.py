@@ -75,10 +75,11 @@ class Present:
         nodes: ComfyUI's record of the prompt's nodes and their copies (DYNPROMPT); None where every run counts.
         prompt_id: Of that prompt.
         asking: Id of that node; of an earlier prompt only what leads to it counts. None: whatever counts for any.
+        strictly: Of this prompt, too. Else what else has been sampled by then counts with it.
     """
 
-    def __init__(self, nodes=None, prompt_id: str | None = None, asking: str | None = None):
-        self._nodes, self.prompt_id, self._asking = nodes, prompt_id, asking
+    def __init__(self, nodes=None, prompt_id: str | None = None, asking: str | None = None, strictly: bool = False):
+        self._nodes, self.prompt_id, self._asking, self._strictly = nodes, prompt_id, asking, strictly
         makers = map(nodes.get_parent_node_id, nodes.all_node_ids()) if nodes else ()
         self._makers = {maker for maker in makers if maker is not None}
         self._signatures: dict[str, str] = {}
@@ -99,12 +100,14 @@ class Present:
             made_of: The signatures of the sampler and its makers when it ran, by their ids; empty where unknown.
             source_id: The node that the model came from; None where that is unknown.
         """
-        if self._nodes is None or sampler.node_id is None or self._is_of(sampler):
+        if self._nodes is None or sampler.node_id is None:
             return True
         shown = self._shown(sampler)
+        if self._is_of(sampler):
+            return not self._strictly or self._is_behind(sampler.node_id)
         if not shown or self.was_replaced(sampler, made_of) or not self._is_same(shown, made_of):
             return False
-        if self._asking is not None and not self._leads(shown, self._asking):
+        if not self._is_behind(shown):
             return False
         return source_id is None or not self._nodes.has_node(source_id) or self._leads(source_id, shown)
 
@@ -132,6 +135,12 @@ class Present:
         if node_id not in self._signatures:
             self._signatures[node_id] = signature(self._nodes, node_id)
         return self._signatures[node_id] == made_of[node_id]
+
+    def _is_behind(self, node_id: str) -> bool:
+        """Whether links lead from a node, or from one that has expanded to it, to the node that asks."""
+        while node_id is not None and self._asking is not None and not self._leads(node_id, self._asking):
+            node_id = self._nodes.get_parent_node_id(node_id)
+        return node_id is not None
 
     def _leads(self, source_id: str, node_id: str) -> bool:
         """Whether links lead from one node to another."""

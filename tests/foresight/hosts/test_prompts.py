@@ -121,8 +121,8 @@ class Server:
             self.newest.add(Running(self.prompt_id, sampler, weakref.ref(self.nodes)), (self.ran, sampler))
         return self
 
-    def shown(self, asking):
-        return [item for _, item in self.newest.of(Present(self.nodes, self.prompt_id, asking))]
+    def shown(self, asking, strictly=False):
+        return [item for _, item in self.newest.of(Present(self.nodes, self.prompt_id, asking, strictly))]
 
 
 def test_an_older_result_that_the_cache_brings_back_has_its_own_figures():
@@ -144,6 +144,19 @@ def test_a_sampler_that_has_yet_to_run_is_not_behind_what_came_before_it():
     assert server.prompt(workflow(seed=1), "3").shown("5") == [(3, "3")]
     assert server.shown("6") == [(3, "3")]
     assert server.prompt(workflow(seed=1, second=1), "4").shown("6") == [(3, "3"), (4, "4")]
+
+
+def test_what_else_was_sampled_by_then_counts_unless_a_measurement_of_one_result_is_asked_for():
+    """In which order two samplers and a node between them are executed is ComfyUI's to choose."""
+    server = Server().prompt(workflow(), "34")
+    assert server.shown("5") == server.shown("6", strictly=True) == [(1, "3"), (1, "4")]
+    assert server.shown("5", strictly=True) == [(1, "3")]
+    nodes = {"2": {"inputs": {}}, "20": {"inputs": {"model": ["2", 0]}}, "5": {"inputs": {"x": ["20", 0]}}}
+    server = Server().prompt({**nodes, "6": {"inputs": {}}}, "")
+    for copy_id in ("20.0.0.1", "20.0.0.1.0.0.2"):  # a loop's and one in it: their results are the loop's
+        server.nodes.add_ephemeral_node(copy_id, {"inputs": {}}, copy_id.rpartition(".0.0.")[0], "20")
+        server.newest.add(Running(server.prompt_id, copy_id, weakref.ref(server.nodes)), copy_id)
+    assert len(server.shown("5", strictly=True)) == 2 and server.shown("6", strictly=True) == []
 
 
 def test_an_id_that_a_program_sends_again_is_another_prompt():
