@@ -72,6 +72,12 @@ class Restarts:
         """
         return None if self.stats.inactive else self._unless_out_of_memory(self._policy.answer, level, latent)
 
+    def restart_no_more(self, why: str) -> None:
+        """Do not start the sampler again from here on, since not all that it calls would begin again with it."""
+        if self._tape is not None:
+            self._tape.give_up(why)
+            self.stats.uncorrected = self._tape.broken if self._tape.corrects else self.stats.uncorrected
+
     def _unless_out_of_memory(self, step: Callable, *args) -> Tensors | None:
         """Do this; where memory runs out, all is computed from here on: the video matters more."""
         try:

@@ -10,7 +10,8 @@ import dis
 import functools
 import math
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -22,6 +23,7 @@ FEW = 4  # values of a number that names trajectories
 _BEGINS, _ENDS = {"hi", "high", "max", "from"}, {"lo", "low", "min", "to", "trunc"}  # as words of a name
 _TIMES = "start_t", "end_t"  # of core's seam smoothing for HiDream O1
 _EMPTY = types.CellType()
+COMPARED = 3  # evaluations in which what a function keeps is compared value by value
 MOST_HELD = 64  # entries of a list or dict that may hold levels
 MOST_KNOWN = 256  # functions whose levels are remembered; some are made anew at each evaluation
 
@@ -39,10 +41,16 @@ class Edges:
         self._percent_to_sigma, self._but = percent_to_sigma, but
         self._levels, self._lowest, self._highest = levels, min(levels), max(levels)
         self._known: dict[int, tuple[object, list[tuple[float, bool]]]] = {}  # by id, each with the function itself
+        self._begin: set[tuple[float, bool]] = set()
+
+    def begin_at(self, percents: Iterable[float]) -> None:
+        """Something begins at these shares of the run."""
+        self._begin |= {(float(self._percent_to_sigma(percent)), False) for percent in percents}
 
     def sides(self, model_options: Mapping, level: float | None, guider: object = None) -> tuple:
         """Which function does the attention, and on which side of each edge the level lies."""
-        attention, sides = model_options.get("transformer_options", {}).get(ATTENTION), set(self._of_guider(guider))
+        attention = model_options.get("transformer_options", {}).get(ATTENTION)
+        sides = {*self._of_guider(guider), *self._begin}
         for function in _functions(model_options, self._but):
             _, edges = self._known.get(id(function), (None, None))
             if edges is None:
@@ -211,22 +219,49 @@ def _names(seen: list[tuple[float | None, float]]) -> bool:
     return any(a[0] is not None and a[0] == b[0] and a[1] != b[1] for a, b in zip(seen, seen[1:], strict=False))
 
 
-def remembers(model_options: Mapping) -> bool:
-    """Whether a guidance function keeps what it was given for its next call, as APG does with a momentum.
+class Kept:
+    """What guidance functions keep from one evaluation to the next.
 
-    It then gives something else for every evaluation that it does not see. Seen from outside: it sets a variable of the
-    function that has made it, and a tensor is there now.
+    One that keeps what it was given, as APG does with a momentum, gives something else for every evaluation that it
+    does not see. Seen from outside: it sets a variable of the function that has made it, and another tensor lies there
+    after every evaluation. What is set once, as a mask that is brought to the size of the latent, is no memory.
 
-    Args:
-        model_options: The guider's, without what a sampler brings for itself (see `outputs.SamplerFunctions`).
+    Attributes:
+        changes: How often there was another one. Nothing may be forecast across a change; from the second on, nothing.
     """
+
+    def __init__(self):
+        self.changes = self._looks = 0
+        self._before: list[tuple[weakref.ref, torch.Tensor | None]] = []
+
+    def look(self, model_options: Mapping) -> None:
+        """An evaluation begins.
+
+        Args:
+            model_options: The guider's, without what a sampler brings for itself (see `outputs.SamplerFunctions`).
+        """
+        tensors = kept_by(model_options)
+        pairs = zip(tensors, self._before, strict=False)
+        same = len(tensors) == len(self._before) and all(_is_still(x, *before) for x, before in pairs)
+        self.changes += self._looks > 0 and not same
+        self._looks += 1
+        # what is written in place is seen in the first evaluations; comparing reads the device
+        self._before = [(weakref.ref(x), x.clone() if self._looks < COMPARED else None) for x in tensors]
+
+
+def _is_still(x: torch.Tensor, before: weakref.ref, copy: torch.Tensor | None) -> bool:
+    return before() is x and (copy is None or torch.equal(x, copy))
+
+
+def kept_by(model_options: Mapping) -> list[torch.Tensor]:
+    """The tensors in those variables that guidance functions set; see `Kept`."""
     found = (value for key, value in model_options.items() if key.startswith("sampler_"))
     functions = [f for value in found for f in (value if isinstance(value, list) else [value])]
-    return any(_holds_tensor(function) for function in functions if getattr(function, "__closure__", None))
+    return [x for function in functions if getattr(function, "__closure__", None) for x in _tensors_set_by(function)]
 
 
 def has_kept(model_options: Mapping, brought: Collection[str]) -> bool:
-    """The same of one that keeps it in the options: a tensor lies there under a name that was not there before.
+    """Whether guidance keeps something in the options: a tensor lies there under a name that was not there before.
 
     Args:
         brought: The names that were there when the run began.
@@ -241,14 +276,16 @@ def _has_tensor(value: object, depth: int = 3) -> bool:
     return depth > 0 and any(_has_tensor(x, depth - 1) for x in inside)
 
 
-def _holds_tensor(function: Callable) -> bool:
+def _tensors_set_by(function: Callable) -> list[torch.Tensor]:
     code = function.__code__
     cells = dict(zip(code.co_freevars, function.__closure__, strict=True))
     values = [cells[name].cell_contents for name in _set_by(code) if cells[name] != _EMPTY]
-    return any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in values)
+    return [value for value in values if isinstance(value, torch.Tensor) and value.numel() > 1]
 
 
 @functools.cache
 def _set_by(code: types.CodeType) -> tuple[str, ...]:
     """Names of the variables of an outer function that a function sets."""
-    return tuple({i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} & {*code.co_freevars})
+    return tuple(
+        sorted({i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} & {*code.co_freevars})
+    )

@@ -61,12 +61,22 @@ def is_adaptive(sampler: object) -> bool:
 
 def _within(sampler: object, depth: int = 4) -> Iterator[tuple[str, Mapping]]:
     """Names and options of a sampler's function and of those that it runs (Detail Daemon's has one in its options)."""
-    options = getattr(sampler, "extra_options", None) or {}
-    yield getattr(_function_of(sampler), "__name__", ""), options
+    options, function = getattr(sampler, "extra_options", None) or {}, _function_of(sampler)
+    yield getattr(function, "__name__", ""), options
+    for name in _named_by(function):
+        yield name, options
     for value in options.values() if depth else ():
         for inner in value if isinstance(value, (list, tuple)) else (value,):
             if hasattr(inner, "sampler_function"):
                 yield from _within(inner, depth - 1)
+
+
+def _named_by(function: Callable | None) -> Iterator[str]:
+    """The name of core's sampler that another pack's function calls, if it names one (Impact's do, for other noise)."""
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    if not getattr(function, "__module__", "").startswith("comfy."):
+        found = [name for name in names if name.startswith("sample_") and hasattr(comfy.k_diffusion.sampling, name)]
+        yield from found if len(found) == 1 else ()
 
 
 def _function_of(sampler: object) -> Callable | None:
@@ -111,6 +121,7 @@ class Replay(Wrapper):
 
     def __init__(self, run: Run, parts: Parts, functions: SamplerFunctions):
         self._run, self._parts, self._functions = run, parts, functions
+        self._samplers = 0  # that were begun
         self._inside = False  # the wrapper around the sampler; a guider of another pack may not call it
         self._options: dict = {}  # that the sampler has used last
         self._go_on: Callable[[], None] | None = None  # random numbers as they were before the last start
@@ -136,6 +147,9 @@ class Replay(Wrapper):
         denoise_mask=None,
         disable_pbar=False,
     ):
+        self._samplers += 1
+        if self._samplers > 1:  # another pack's wrapper samples in rounds; the tape is of the first
+            self._run.restart_no_more("the sampler is called several times in one run")
         begin = random_numbers(noise.device)  # not every sampler has a seed of its own
         options = dict(extra_args["model_options"])  # for all starts; the guider's own stay as they are
         found, self._inside = {**options, **_functions_in(options)}, True

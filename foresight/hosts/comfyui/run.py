@@ -16,8 +16,8 @@ from ...engine.tensors import Tensors, format_bytes
 from .. import blocks
 from ..blocks import Section, UnsupportedModel, family_of
 from ..ranks import ranks_of
-from . import memory, stages
-from .changes import Edges, Numbers, has_kept, remembers
+from . import keyframes, memory, stages
+from .changes import Edges, Kept, Numbers, has_kept
 from .compiled import is_compiled, without_wrappers
 from .conds import StreamKeys, active_conds, follow_keyframes, trajectory_of, transformer_options
 from .families import FAMILIES, ComfyFamily, keeps_state
@@ -90,7 +90,7 @@ class SamplerRun(Wrapper):
             whole=stages.whole_of(schedule[-1]),
         )
         self._stacks: dict[torch.nn.Module, tuple[ComfyFamily | None, list[tuple[torch.nn.Module, Section]]]] = {}
-        self._edges, self._numbers = Edges(levels.sigma, schedule, but=KEY), Numbers()
+        self._edges, self._numbers, self._kept = Edges(levels.sigma, schedule, but=KEY), Numbers(), Kept()
         self._brought: set[str] = set()  # names of the options that are there before the first evaluation
 
     @property
@@ -177,7 +177,8 @@ class SamplerRun(Wrapper):
 
         # behind the guider there is one output, whatever the conds, windows and passes
         active, sides = self._active_conds(guider, timestep, options), self._edges.sides(options, self._level, guider)
-        signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes, sides
+        changes = self._numbers.changes, self._kept.changes
+        signature = x.shape, x.dtype, x.device, len(functions), active, changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if computed and not isinstance(computed[0], torch.Tensor):
@@ -195,10 +196,19 @@ class SamplerRun(Wrapper):
         """End the run where the options say that every evaluation has to be computed."""
         if keeps_state(options) and not self.stats.inactive:
             self._run.deactivate("the model writes a KV cache in each evaluation", everywhere=True)
-        if not (self._config.by_block or self.stats.inactive) and (
-            remembers(getattr(guider, "model_options", {})) or has_kept(options, self._brought)
-        ):
+        if self._config.by_block or self.stats.inactive:
+            return
+        self._kept.look(getattr(guider, "model_options", {}))
+        if self._kept.changes > 1 or has_kept(options, self._brought):
             self._run.deactivate("a guidance node goes by what it saw before (APG with a momentum)", everywhere=True)
+        groups = keyframes.groups_in(options.get("transformer_options", {}), KEY) if self._run.evaluation <= 0 else ()
+        for group in groups:
+            self._run.restart_no_more("keyframes of another pack only go forward")
+            self._edges.begin_at(keyframes.begin(group))
+            if keyframes.last(group):
+                self._run.deactivate(
+                    "another pack's keyframes last for a number of evaluations (guarantee_steps)", everywhere=True
+                )
 
     def _active_conds(self, guider, timestep: torch.Tensor, options: dict) -> tuple:
         both = self._guided or options.get("disable_cfg1_optimization")  # as samplers of CFG++ have it

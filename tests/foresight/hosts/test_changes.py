@@ -19,7 +19,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 
 from foresight import ForecastConfig
 from foresight.hosts.comfyui import apply_foresight
-from foresight.hosts.comfyui.changes import Edges, Numbers, remembers
+from foresight.hosts.comfyui.changes import Edges, Kept, Numbers, kept_by
 from support.comfy_models import noise, sample
 
 STEPS = 24
@@ -459,9 +459,41 @@ def test_what_a_function_may_keep_without_remembering():
 
     tensor = torch.zeros(2, 2)
     found = {"a number": made(3), "a 0-d tensor": made(tensor[0, 0]), "a tensor": made(tensor), "nothing": len}
-    assert [name for name, f in found.items() if remembers({"sampler_pre_cfg_function": [f]})] == ["a tensor"]
-    assert remembers({"sampler_cfg_function": made(tensor)}) and not remembers({"other": made(tensor)})
-    assert not remembers({"sampler_cfg_function": lambda args: tensor})  # which it never sets
+    assert [name for name, f in found.items() if kept_by({"sampler_pre_cfg_function": [f]})] == ["a tensor"]
+    assert kept_by({"sampler_cfg_function": made(tensor)}) and not kept_by({"other": made(tensor)})
+    assert not kept_by({"sampler_cfg_function": lambda args: tensor})  # which it never sets
+
+
+@pytest.mark.parametrize(
+    ("then", "changes"),
+    [
+        (lambda k, kept, x: x + kept, [0, 1, 2, 3, 4, 5]),  # a mean of all so far, a new tensor each time
+        (
+            lambda k, kept, x: kept.mul_(0.5).add_(x),
+            [0, 1, 2, 2, 2, 2],
+        ),  # in place, which is looked at in the beginning
+        (
+            lambda k, kept, x: kept[:2] if k == 0 else kept,
+            [0, 1, 1, 1, 1, 1],
+        ),  # a mask that is cut to the latent's size
+        (lambda k, kept, x: kept, [0, 0, 0, 0, 0, 0]),
+        (lambda k, kept, x: kept if k < 3 else x + kept, [0, 0, 0, 0, 1, 2]),  # it begins in mid-run
+    ],
+)
+@torch.inference_mode()
+def test_what_is_set_once_is_no_memory(then, changes):
+    kept = torch.ones(4, 4)
+
+    def function(args):
+        nonlocal kept
+        kept = then(*args[:1], kept, args[1])
+
+    seen, found = Kept(), []
+    for k in range(6):  # an evaluation begins, and then calls the function
+        seen.look({"sampler_cfg_function": function})
+        found.append(seen.changes)
+        function((k, torch.ones(4, 4)))
+    assert found == changes
 
 
 class Odd(dict):

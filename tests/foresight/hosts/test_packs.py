@@ -8,7 +8,9 @@ import torch
 
 pytest.importorskip("comfy", reason="ComfyUI is not installed here")
 
+import comfy.k_diffusion.sampling
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.samplers
 
 from foresight import ForecastConfig, PaperConfig
@@ -130,6 +132,24 @@ def test_what_guidance_writes_into_the_options_stays_there_for_the_whole_run(mod
     assert runs[0].inactive is None or runs[0].inactive == FORECAST.unused
     assert seen == list(range(1, STEPS - runs[0].reused + runs[0].taken_back + 1))
     assert len(functions) == 1  # what watches a sampler's own functions is taken away after each evaluation
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_mask_that_guidance_brings_to_the_size_of_the_latent_is_no_memory(model, runs, sampler):
+    """Inspire's Regional CFG: it sets the variable that holds the mask, once."""
+    mask = torch.linspace(0.5, 1, 64).reshape(1, 1, 1, 8, 8)
+
+    def regional(args):
+        nonlocal mask
+        if mask.shape[-2:] != args["denoised"].shape[-2:]:
+            mask = torch.nn.functional.interpolate(mask[0], args["denoised"].shape[-2:])[None]
+        return args["denoised"] * mask
+
+    plain = sample(model, guided(model, regional), steps=STEPS, sampler=sampler)
+    mask = torch.linspace(0.5, 1, 16).reshape(1, 1, 1, 4, 4).repeat_interleave(4, -1)  # of another size again
+    ours = sample(model, apply_foresight(guided(model, regional), FORECAST), steps=STEPS, sampler=sampler)
+    assert runs[0].inactive in (None, FORECAST.unused) and ours.shape == plain.shape
+    assert runs[0].evaluations[1].kind == "full" and bool(runs[0].reused) == (sampler != "dpmpp_2m_sde")
 
 
 def test_what_is_kept_in_the_options():
@@ -266,3 +286,129 @@ def test_what_is_never_forecast_for_is_not_inside_of_another_either(model, runs,
     guider.set_cfg(3.0)
     guider.sample(noise(*model.latent().shape, seed=3), model.latent(), sampler, sigmas, disable_pbar=True, seed=1)
     assert runs[0].reused == 0 and runs[0].inactive
+
+
+class Keyframe:
+    def __init__(self, value, start_percent, guarantee_steps):
+        self.value, self.start_percent, self.guarantee_steps = value, start_percent, guarantee_steps
+
+
+class Keyframes:
+    """AnimateDiff-Evolved's: each evaluation that the model sees takes it on by one, if its level is reached."""
+
+    def __init__(self, *keyframes):
+        self.keyframes, self.now, self.used, self.log = [Keyframe(*k) for k in keyframes], 0, 0, {}
+
+    def follow(self, level, sigma_of):
+        if self.used >= self.keyframes[self.now].guarantee_steps:
+            for n in range(self.now + 1, len(self.keyframes)):
+                if sigma_of(self.keyframes[n].start_percent) < level - 1e-6:
+                    break
+                self.now, self.used = n, 0
+                if self.keyframes[n].guarantee_steps:
+                    break
+        self.used += 1
+        self.log[round(level, 5)] = self.keyframes[self.now].value
+        return self.keyframes[self.now].value
+
+
+class Settings:
+    def __init__(self, custom_cfg):
+        self.custom_cfg = custom_cfg
+
+
+class State:
+    """What lies in the options, a few objects deep; it holds much more than that."""
+
+    def __init__(self, model, custom_cfg):
+        self.patcher, self.sample_settings, self.itself, self.latents = model, Settings(custom_cfg), self, torch.ones(3)
+
+
+def with_keyframes(model, *keyframes):
+    patcher, group = model.patcher.clone(), Keyframes(*keyframes)
+    sigma_of = patcher.get_model_object("model_sampling").percent_to_sigma
+
+    def cfg(args):
+        scale = group.follow(float(args["sigma"].max()), sigma_of)
+        return args["input"] - (args["uncond_denoised"] + scale * (args["cond_denoised"] - args["uncond_denoised"]))
+
+    patcher.set_model_sampler_cfg_function(cfg, disable_cfg1_optimization=True)
+    patcher.model_options["transformer_options"]["State"] = State(patcher, group)
+    return patcher, group
+
+
+LASTS = "another pack's keyframes last for a number of evaluations (guarantee_steps)"
+CURVE = [(1 + k / 10, k / 40, 0) for k in range(1, 40)]
+
+
+@pytest.mark.parametrize(
+    ("keyframes", "inactive"),
+    [
+        ([(8.0, 0.0, 5), (1.5, 0.01, 1)], LASTS),
+        ([(1 + k / 5, k / STEPS, 1) for k in range(STEPS)], LASTS),
+        ([(1.0, 0.0, 1), (2.0, 0.3, 1), (3.0, 0.6, 1)], None),
+        ([(1.0, 0.0, 1), *CURVE], None),
+        ([(1.0, 0.0, 1)], None),
+    ],
+    ids=["long", "many", "few", "a curve", "one"],
+)
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
+def test_keyframes_that_count_evaluations_are_where_they_are_without(model, runs, keyframes, inactive, sampler):
+    """What is left out is not counted, and what is computed again comes when a later keyframe is in force."""
+    patcher, group = with_keyframes(model, *keyframes)
+    plain = sample(model, patcher, steps=STEPS, sampler=sampler)
+    fresh, ours = with_keyframes(model, *keyframes)
+    result = sample(model, apply_foresight(fresh, ForecastConfig(threshold=2.0)), steps=STEPS, sampler=sampler)
+    assert ours.log.items() <= group.log.items() and runs[0].inactive == inactive
+    assert torch.equal(result, plain) if inactive else runs[0].reused
+    goes_on = runs[0].restarts == 0 and runs[0].taken_back == 0
+    assert goes_on == (len(keyframes) > 1 or sampler == "euler")
+    if sampler != "euler" and not inactive and len(keyframes) > 1:
+        assert runs[0].uncorrected == "keyframes of another pack only go forward"
+
+
+def test_where_few_keyframes_begin_all_is_computed(model, runs):
+    patcher, group = with_keyframes(model, (1.0, 0.0, 1), (2.0, 0.3, 1), (3.0, 0.6, 1))
+    sample(model, patcher, steps=STEPS)
+    plain = dict(group.log)
+    fresh, ours = with_keyframes(model, (1.0, 0.0, 1), (2.0, 0.3, 1), (3.0, 0.6, 1))
+    sample(model, apply_foresight(fresh, ForecastConfig(threshold=4.0)), steps=STEPS)
+    begun = [k for k, (a, b) in enumerate(zip(plain.values(), [*plain.values()][1:], strict=False), 1) if a != b]
+    assert len(begun) == 2 and len(ours.log) < STEPS
+    assert all(runs[0].evaluations[k].kind == "full" for k in begun)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc"])
+def test_a_sampler_that_is_called_in_rounds_is_started_again_in_the_first_alone(model, runs, sampler):
+    """Iterations and FreeInit of AnimateDiff-Evolved; its node comes before or after ours."""
+    patcher = apply_foresight(model.patcher, FORECAST)
+
+    def twice(executor, noise, latent, sampler, sigmas, *args, **kwargs):
+        executor(noise, latent, sampler, sigmas, *args, **kwargs)
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "rounds", twice)
+    found = sample(model, patcher, steps=STEPS, sampler=sampler)
+    plain = sample(model, model.patcher, steps=STEPS, sampler=sampler)
+    assert (found - plain).norm() < 0.05 * plain.norm()
+    assert runs[0].uncorrected == "the sampler is called several times in one run"
+    assert runs[0].restarts and len(runs[0].evaluations) >= 2 * STEPS and runs[0].reused > STEPS // 4
+
+
+def test_a_sampler_is_known_by_the_name_that_another_packs_function_calls():
+    k_diffusion = comfy.k_diffusion.sampling
+
+    def sample_dpmpp_sde(model, x, sigmas, **kwargs):
+        return k_diffusion.sample_dpmpp_3m_sde(model, x, sigmas, **kwargs)
+
+    def picks(model, x, sigmas, name=None, **kwargs):
+        return (k_diffusion.sample_lms if name else k_diffusion.sample_dpm_adaptive)(model, x, sigmas, **kwargs)
+
+    def ancestral(model, x, sigmas, **kwargs):
+        return k_diffusion.sample_euler_ancestral(model, x, sigmas, **kwargs)
+
+    known = [comfy.samplers.KSAMPLER(function) for function in (sample_dpmpp_sde, picks, ancestral)]
+    core = [comfy.samplers.sampler_object(name) for name in ("dpmpp_3m_sde", "euler", "euler_ancestral")]
+    for ours, its in zip(known, core, strict=True):
+        assert replay.amplification(ours) == replay.amplification(its)
+        assert replay.most_taken(ours) == replay.most_taken(its) and not replay.is_adaptive(ours)
