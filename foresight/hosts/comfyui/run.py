@@ -175,11 +175,10 @@ class SamplerRun(Wrapper):
             made[:] = [part for latent in latents or computed for part in self._parts.split(latent)]
             return tuple(made)
 
-        # behind the guider there is one output, whatever the conds, windows and passes
         active, sides = self._active_conds(guider, timestep, options), self._edges.sides(options, self._level, guider)
-        changes = self._numbers.changes, self._kept.changes
-        signature = x.shape, x.dtype, x.device, len(functions), active, changes, sides
+        signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes + self._kept.changes, sides
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
+        # behind the guider there is one output, whatever the conds, windows and passes
         outputs = self._run.output("denoised", signature, compute, x.device, unit)
         if computed and not isinstance(computed[0], torch.Tensor):
             return computed[0]
