@@ -176,10 +176,10 @@ class SamplerRun(Wrapper):
             return tuple(made)
 
         active, sides = self._active_conds(guider, timestep, options), self._edges.sides(options, self._level, guider)
-        signature = x.shape, x.dtype, x.device, len(functions), active, self._numbers.changes + self._kept.changes, sides
+        form = x.shape, x.dtype, x.device, len(functions), self._numbers.changes + self._kept.changes
         unit = functools.partial(self._parts.unit, x, self._noise.size(self._level), self._noise.share(self._level))
         # behind the guider there is one output, whatever the conds, windows and passes
-        outputs = self._run.output("denoised", signature, compute, x.device, unit)
+        outputs = self._run.output("denoised", (*form, active, sides), compute, x.device, unit)
         if computed and not isinstance(computed[0], torch.Tensor):
             return computed[0]
         if functions and computed and all(a is b for a, b in zip(outputs, made, strict=True)):
