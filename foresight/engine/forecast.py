@@ -94,9 +94,9 @@ class Forecast(Policy):
 
     def outlook(self, places: Sequence[Place]) -> None:
         self._places, self._N, steps = places, whole_steps(places), len(places) - 1
-        whole = self.resources.whole
-        gamma = effective_gamma(self.config.threshold, whole or self._N, self._calm)
-        self._mu = MU * gamma / self._amplifies
+        whole, may_be_calm = self.resources.whole, self._calm or self._blend is not None  # of a blend it is seen later
+        gamma, most = (effective_gamma(self.config.threshold, whole or self._N, x) for x in (self._calm, may_be_calm))
+        self._mu, self._most_mu = MU * gamma / self._amplifies, MU * most / self._amplifies
         # another stage goes on from an open end; UniPC makes much of its last outputs there too
         open_end = whole is not None and self._order == 1 or not self.last or self.steps is None
         last = 0 if open_end else protected(places, self.last, gamma, self._order, pays=not self._corrects)
@@ -106,17 +106,17 @@ class Forecast(Policy):
         for history in (h for trajectory in self._trajectories.values() for h in trajectory.histories.values()):
             history.steps = self._N
         self._warm = next((k for k, place in enumerate(places) if place.phase != "warmup"), steps)
-        self._plan = self._computed_at((self._tape or Tape()).price)
+        self._plan = self._computed_at((self._tape or Tape()).price, self._mu)
 
-    def _computed_at(self, scale: float) -> list[int]:
-        return [*range(self._warm), *self._planner.plan(max(self._warm - 1, 0), scale, self._mu)]
+    def _computed_at(self, scale: float, mu: float) -> list[int]:
+        return [*range(self._warm), *self._planner.plan(max(self._warm - 1, 0), scale, mu)]
 
     @property
     def planned(self) -> Sequence[int] | None:
         return None if self.steps is None else self._plan
 
     def most_reuse(self, steps: int, warmup: int) -> int:
-        return max(0, steps - len(self._computed_at(LEAST)))  # outputs may prove to bend less than expected
+        return max(0, steps - len(self._computed_at(LEAST, self._most_mu)))  # outputs may prove to bend less
 
     def _next(self) -> int:
         """The step to compute after the last one."""

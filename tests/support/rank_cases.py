@@ -40,15 +40,28 @@ def split(model):
     return model
 
 
-def run(config=ONE, make="wan", spread=True, early=True, seed=0, before=None, play=loop, **options):
-    """A video with a model of its own: what came, what was decided, the record's last words."""
+class Pipe:
+    """As much of a pipeline as is looked at, with levels even in time; `play` takes the scheduler's steps."""
+
+    def __init__(self, model):
+        self.components, self.scheduler = {"transformer": model}, diffusers.FlowMatchEulerDiscreteScheduler()
+        self.scheduler.set_timesteps(sigmas=torch.linspace(1, 0, STEPS + 1)[:-1].tolist())
+
+
+def run(config=ONE, make="wan", spread=True, early=True, seed=0, before=None, play=loop, target=None, **options):
+    """A video with a model of its own: what came, what was decided, the record's last words.
+
+    Args:
+        target: What Foresight is applied to, made of the model; the model itself by default.
+    """
     model, handle = MAKES[make]().model, None
+    pipe = model if target is None else target(model)
     if config is not None and early:
-        handle = apply_foresight(model, config, **options)
+        handle = apply_foresight(pipe, config, **options)
     if spread:
         split(model)
     if config is not None and not early:
-        handle = apply_foresight(model, config, **options)
+        handle = apply_foresight(pipe, config, **options)
     if before is not None:
         before(model, handle)
     x = play(model, "wan", steps=STEPS, seed=seed)
@@ -176,11 +189,19 @@ def other_videos(rank):
 def token_levels(rank):
     """A level for each token, two frames: all tokens of rank 0 are of the first, which is kept and has level 0."""
 
+    pipes = []
+
+    def target(model):
+        pipes.append(Pipe(model))
+        return pipes[-1]
+
     def play(model, name, steps, seed):
         x, text = seeded(1, 4, 2, 8, 8, seed=10), seeded(1, 6, 16, seed=1)
         grid = torch.linspace(1, 0, steps + 1)
         with torch.no_grad():
-            for t, s in zip(grid[:-1], grid[1:], strict=True):
+            for k, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+                for pipe in pipes:
+                    pipe.scheduler._step_index = k
                 timestep = torch.cat([torch.zeros(1, 16), torch.full((1, 16), float(t) * 1000)], 1)
                 with model.cache_context("cond"):
                     v = model(**{**arguments("wan", x, t, text), "timestep": timestep})[0]
@@ -188,7 +209,8 @@ def token_levels(rank):
         model._reset_stateful_cache()
         return x
 
-    return {"alone": run(spread=False, play=play), "together": run(play=play)}
+    found = {"alone": run(spread=False, play=play), "together": run(play=play)}
+    return {**found, "whole": run(play=play, target=target)}
 
 
 def found_ranks(rank):

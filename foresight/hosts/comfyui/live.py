@@ -81,7 +81,10 @@ class Watcher:
         if not self._listed:
             self._listed = True
             _runs.append(self)
-            self._kept(self._running, self)
+            try:
+                self._kept(self._running, self)
+            except Exception:
+                log.warning("Foresight could not keep the figures of the run for the report", exc_info=True)
 
     def _send(self, end: int) -> None:
         try:

@@ -5,7 +5,6 @@ A loop's node makes copies of the nodes inside it while the prompt runs; their i
 """
 
 import hashlib
-import json
 import sys
 import weakref
 from typing import Generic, NamedTuple, TypeVar
@@ -51,21 +50,36 @@ def signature(nodes, node_id: str) -> str:
     Args:
         nodes: DYNPROMPT.
     """
-    places, rows, waiting = {node_id: 0}, [], [node_id]
-    for found in waiting:  # which grows
+    known, opened, waiting = _known.setdefault(nodes, {}), set(), [node_id]
+    while waiting:
+        found = waiting[-1]
+        if found in known:
+            waiting.pop()
+            continue
         node = nodes.get_node(found) if nodes.has_node(found) else {}
-        row = [node.get("class_type")]
-        for name, value in sorted(node.get("inputs", {}).items()):
-            if is_link(value):
-                if value[0] not in places:
-                    places[value[0]] = len(places)
-                    waiting.append(value[0])
-                value = [places[value[0]], value[1]]
-            row.append((name, value))
-        rows.append(row)
-    # what a node has expanded to may have any object for a value
-    text = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
-    return hashlib.sha256(text.encode()).hexdigest()
+        inputs = sorted(node.get("inputs", {}).items())
+        if found not in opened:  # those that lead to it first
+            opened.add(found)
+            waiting += [value[0] for _, value in inputs if is_link(value) and value[0] not in opened]
+            continue
+        rows = [
+            (name, known.get(value[0]), value[1]) if is_link(value) else (name, _plain(value)) for name, value in inputs
+        ]
+        text = repr((node.get("class_type"), rows))
+        known[waiting.pop()] = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
+    return known[node_id]
+
+
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by DYNPROMPT and node; loops make many, one by one
+
+
+def _plain(value: object, depth: int = 8) -> object:
+    """A value in what has one representation: what a node has expanded to may have any object for one."""
+    if isinstance(value, (list, tuple)) and depth:
+        return [_plain(x, depth - 1) for x in value]
+    if isinstance(value, dict) and depth:
+        return sorted([(str(_plain(key, 1)), _plain(x, depth - 1)) for key, x in value.items()], key=lambda row: row[0])
+    return value if isinstance(value, (str, bytes, int, float, bool, type(None))) else type(value).__name__
 
 
 class Present:
@@ -82,7 +96,6 @@ class Present:
         self._nodes, self.prompt_id, self._asking, self._strictly = nodes, prompt_id, asking, strictly
         makers = map(nodes.get_parent_node_id, nodes.all_node_ids()) if nodes else ()
         self._makers = {maker for maker in makers if maker is not None}
-        self._signatures: dict[str, str] = {}
 
     def earlier(self, prompt_id: str | None) -> bool:
         """Whether a run of that prompt was not one of this prompt."""
@@ -132,9 +145,7 @@ class Present:
     def _is_same(self, node_id: str, made_of: dict[str, str]) -> bool:
         if node_id not in made_of:
             return not made_of
-        if node_id not in self._signatures:
-            self._signatures[node_id] = signature(self._nodes, node_id)
-        return self._signatures[node_id] == made_of[node_id]
+        return signature(self._nodes, node_id) == made_of[node_id]
 
     def _is_behind(self, node_id: str) -> bool:
         """Whether links lead from a node, or from one that has expanded to it, to the node that asks."""
@@ -171,8 +182,8 @@ class Newest(Generic[T]):
 
     def add(self, sampler: Running, item: T) -> None:
         """A run of this sampler left `item`."""
-        made_of = _made_of(sampler)
-        key = sampler.node_id, made_of.get(sampler.node_id)
+        lineage, made_of = _made_of(sampler)
+        key = sampler.node_id, lineage
         known, _, items = self._left.get(key, (None, {}, []))
         if known != sampler:
             self._left.pop(key, None)  # it comes last now
@@ -195,10 +206,13 @@ class Newest(Generic[T]):
         return [(sampler, item) for sampler, items in newest.values() for item in items]
 
 
-def _made_of(sampler: Running) -> dict[str, str]:
-    """The signatures of a sampler and of its makers, by their ids; empty where no record of the nodes is there."""
-    nodes, found, node_id = sampler.nodes and sampler.nodes(), {}, sampler.node_id
+def _made_of(sampler: Running) -> tuple[int, dict[str, str]]:
+    """One number for the signatures of a sampler and its makers, and these, among others, by ids.
+
+    0 and empty where no record of the nodes is there.
+    """
+    nodes, node_id, found = sampler.nodes and sampler.nodes(), sampler.node_id, []
     while nodes is not None and node_id is not None and nodes.has_node(node_id):
-        found[node_id] = signature(nodes, node_id)
+        found.append(signature(nodes, node_id))
         node_id = nodes.get_parent_node_id(node_id)
-    return found
+    return (hash(tuple(found)), _known[nodes]) if found else (0, {})  # all runs of a prompt share the latter

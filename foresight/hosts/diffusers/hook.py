@@ -194,9 +194,9 @@ class ForesightHook(ModelHook):
 
     def _new_run(self, level: float | None, timestep: torch.Tensor | None) -> Run:
         self._threads.begin_run()
-        self.began, self._scale = time.monotonic(), scale_of(level)
         self._ranks = ranks_of(self._module, self._group)
-        listed, first, steps = self._scheduled.begin(level, self._family.flow)
+        self.began, self._scale = time.monotonic(), scale_of(level)
+        listed, first, steps = self._scheduled.begin(level, self._family.flow, self._ranks.worst)
         if not listed:
             steps = getattr(self._context, "num_inference_steps", None) or self._steps
             first, top = getattr(self._context, "step_index", None), self._top if self._rises else None

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ...engine.agreement import Worst
+
 LEAST, MOST = 3, 2000  # entries of a list; the times of a batch or of cond and uncond are none
 ROUNDED = 2.0**-7  # of a level, which a pipeline may round to bfloat16; and a thousandth of all, to a whole number
 
@@ -21,19 +23,27 @@ class Scheduled:
     def __init__(self, scheduler: Callable[[], object | None]):
         self._scheduler = scheduler
         self._timesteps: torch.Tensor | None = None  # a scheduler makes them anew for each run of a pipeline
+        self._ended: torch.Tensor | None = None  # those of the last run
         self._entries: list[float] = []  # one for each evaluation of the model, in the units of the calls
 
-    def begin(self, level: float | None, flow: bool) -> tuple[list[float], int, int]:
-        """A run begins: its levels from here on, its place in the list, and the steps of that; [], 0, 0 if unknown.
+    def begin(self, level: float | None, flow: bool, worst: Worst | None = None) -> tuple[list[float], int, int | None]:
+        """A run begins: its levels from here on, its place in the list, and the steps of that; [], 0, None if unknown.
+
+        The steps are None where a scheduler has levels between those of its steps, too (KDPM2).
 
         Args:
             level: As the model gets it.
             flow: It is a share of noise, or that times 1000, which a flow model's scheduler calls sigma.
+            worst: Of a model that is spread over processes, of which one may have only tokens that stay as they are.
         """
-        scheduler, whole = self._scheduler(), scale_of(level)
+        scheduler = self._scheduler()
+        if worst is not None and scheduler is not None and level is not None:
+            level = float(worst(torch.tensor([level]))[0])
+        whole = scale_of(level)
         self._timesteps, self._entries = getattr(scheduler, "timesteps", None), []
-        was_set = getattr(scheduler, "num_inference_steps", None) is not None  # else all that the model was trained for
-        times = _numbers(self._timesteps) if was_set else []
+        count = getattr(scheduler, "num_inference_steps", None)  # None: it has all that the model was trained for
+        ended = self._timesteps is self._ended and not hasattr(scheduler, "step_index")  # it is another pipeline's run
+        times = _numbers(self._timesteps) if count is not None and not ended else []
         sigmas = _numbers(getattr(scheduler, "sigmas", None))[: len(times)] if flow else []
         falling = [[sigma * whole for sigma in sigmas], times, [time / 1000 for time in times]]
         rising = [[whole - entry for entry in entries] for entries in falling] if flow else []  # what is no noise
@@ -43,11 +53,12 @@ class Scheduled:
             index = self._index(level, entries) if LEAST <= len(levels) <= MOST and _fall(levels) else None
             if index is not None:
                 self._entries, place = entries, sum(k <= index for k in steps) - 1
-                return levels[place:], place, len(levels)
-        return [], 0, 0
+                return levels[place:], place, len(levels) if len(levels) == count else None
+        return [], 0, None
 
     def end(self) -> None:
         """The run is over."""
+        self._ended = self._timesteps if self._entries else self._ended
         self._timesteps, self._entries = None, []
 
     def exact(self, level: float | None) -> float | None:

@@ -62,11 +62,11 @@ def test_no_more_is_asked_for_than_will_be_held():
 
 def test_random_numbers_are_those_of_the_device_that_is_named(monkeypatch):
     """Not of the one that is the current device."""
-    states = {0: 7, 1: 7}
+    states = {0: 7, 1: 9}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": states[torch.device(device).index or 0])
     put = lambda state, device="cuda": states.update({torch.device(device).index or 0: state})  # noqa: E731
     monkeypatch.setattr(torch.cuda, "set_rng_state", put)
     put_back = random_numbers(torch.device("cuda:1"))
     states.update({0: 8, 1: 8})
     put_back()
-    assert states == {0: 8, 1: 7}
+    assert states == {0: 8, 1: 9}

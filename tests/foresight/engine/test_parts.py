@@ -240,9 +240,33 @@ def agreed(*of_processes, parts=2):
         noted.append(evidence)
     assert {len(opinion) for opinion in opinions} == {OPINIONS}
     row = noted[0]._row
+    assert row.missed is None  # what this process alone has seen is nobody's error
     noted[0].agree([max(numbers) for numbers in zip(*opinions, strict=True)])
     noted[0].weigh(Trajectory(), 0.5)
     return row.missed, row.missed_parts
+
+
+class Measured:
+    """A history that has just measured an error."""
+
+    error, sloped = torch.tensor([0.25]), True
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_error_is_learned_by_the_trajectory_that_it_was_measured_on(together):
+    """FlowEdit goes by two in turn; the next evaluation is the other one's."""
+    evidence, row, trajectories = Evidence(None, together), Evaluation("full"), (Trajectory(), Trajectory())
+    learned = []
+    for k, trajectory in enumerate(trajectories):
+        trajectory.learn = lambda errors, sloped, k=k: learned.append((k, errors, sloped))
+    trajectories[0].histories["out"] = Measured()
+    evidence.settle([0.25], trajectories[:1], row)
+    assert row.missed == (None if together else 0.25) and not learned
+    if together:
+        evidence.agree(evidence.opinion(trajectories[1], 0.5))
+    evidence.weigh(trajectories[1], 0.5)
+    evidence.weigh(trajectories[0], 0.4)
+    assert row.missed == 0.25 and [(k, max(errors), sloped) for k, errors, sloped in learned] == [(0, 0.25, True)]
 
 
 def test_errors_of_both_parts_go_through_the_exchange():

@@ -167,6 +167,77 @@ def test_another_pipeline_with_the_same_transformer_is_not_taken_for_this_one():
     assert [(len(stats.evaluations), stats.steps) for stats in handle.runs] == [(20, 20), (STEPS - 4, STEPS)]
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+def test_a_scheduler_whose_run_is_over_says_nothing_of_another_pipelines(name):
+    """One that counts no steps looks as it did when that run began."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    settings |= {"timestep_spacing": "trailing"} | ({"skip_prk_steps": True} if name == "PNDMScheduler" else {})
+    made_by = []
+    for _ in range(2):
+        pipe, given = diffusers_images.sdxl_pipeline()
+        pipe.scheduler = getattr(diffusers, name)(**settings)
+        made_by.append((pipe, given))
+    first, other = made_by
+    other[0].unet = first[0].unet
+    (_, call), (_, call_other) = (
+        made(lambda pair=pair: pair, steps) for pair, steps in zip(made_by, (40, 20), strict=True)
+    )
+    handle = apply_foresight(first[0], CONFIG)
+    call()
+    assert handle.stats.steps == 40 or name == "PNDMScheduler"
+    call_other()
+    assert handle.stats.steps is None and kinds(handle.stats)[-1] == "f"
+    alone = apply_foresight(first[0].unet, CONFIG)
+    call_other()
+    assert kinds(handle.stats) == kinds(alone.stats)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "threshold"),
+    [
+        ("wan", 8, 0.5),
+        ("wan", 6, 2.0),
+        (diffusers_images.sd3_pipeline, 6, 1.0),
+        (diffusers_images.flux_pipeline, 4, 4.0),
+    ],
+)
+def test_short_runs_without_guidance_gain_as_much(make, steps, threshold):
+    """That there is none shows in mid-run, so that a plan with guidance does not end it before."""
+    if make == "wan":
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+        wanted = diffusers.WanPipeline(**NO_TEXT, vae=None, scheduler=scheduler, transformer=wan().model), PLAIN
+        pipe, call = made(lambda: wanted, steps, guidance_scale=1.0)
+    else:
+        pipe, call = made(make, steps, guidance_scale=1.0)
+    left_out = []
+    for target in (pipe.transformer, pipe):
+        handle = apply_foresight(target, ForecastConfig(threshold=threshold))
+        call()
+        left_out.append(kinds(handle.stats).count("r"))
+        handle.remove()
+    assert left_out[1] >= left_out[0] > 0
+
+
+def test_levels_between_steps_are_no_steps():
+    """KDPM2 has 39 for 20 of them."""
+    pipe, given = diffusers_images.sdxl_pipeline()
+    pipe.scheduler = diffusers.KDPM2DiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    _, call = made(lambda: (pipe, given))
+    handle = apply_foresight(pipe, CONFIG)
+    call()
+    assert handle.stats.steps is None and len(handle.stats.evaluations) == 2 * STEPS - 1
+
+
+def test_of_levels_that_are_rounded_to_the_same_the_scheduler_knows_which():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0)
+    scheduler.set_timesteps(50)
+    given = [float(t.bfloat16()) for t in scheduler.timesteps]
+    begin = next(k for k in range(1, 50) if given[k] == given[k - 1])
+    scheduler.set_begin_index(begin)
+    levels, place, steps = Scheduled(lambda: scheduler).begin(given[begin], True)
+    assert (place, steps, len(levels)) == (begin, 50, 50 - begin)
+
+
 def test_a_pipeline_is_not_kept_alive():
     pipe = DemoPipeline()
     gone, handle = weakref.ref(pipe), apply_foresight(pipe, CONFIG)
@@ -259,8 +330,8 @@ def test_a_scheduler_that_stands_elsewhere_says_nothing():
     for level, index in ((times[0], 5), (times[5], 0), (times[0], STEPS), (times[0] + 30, 0), (None, 0)):
         scheduler._step_index = index
         scheduled = Scheduled(lambda: scheduler)
-        assert scheduled.begin(level, True) == ([], 0, 0) and scheduled.exact(level) == level
+        assert scheduled.begin(level, True) == ([], 0, None) and scheduled.exact(level) == level
     for none in (None, object(), diffusers.FlowMatchEulerDiscreteScheduler):
-        assert Scheduled(lambda none=none: none).begin(times[0], True) == ([], 0, 0)
+        assert Scheduled(lambda none=none: none).begin(times[0], True) == ([], 0, None)
     edm = timesteps_of("EDMEulerScheduler")  # logarithms, which fall below 0
-    assert Scheduled(lambda: edm).begin(float(edm.timesteps[0]), False) == ([], 0, 0)
+    assert Scheduled(lambda: edm).begin(float(edm.timesteps[0]), False) == ([], 0, None)

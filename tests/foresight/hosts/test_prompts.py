@@ -192,9 +192,67 @@ def test_a_signature_is_that_of_all_that_leads_to_a_node_whatever_the_ids():
     for changed in (workflow(seed=1), workflow(steps=4), {**workflow(), "1": {"class_type": "Load", "inputs": {}}}):
         assert signature(DynamicPrompt(changed), "3") != signature(nodes, "3")
     assert signature(DynamicPrompt(workflow(second=1)), "3") == signature(nodes, "3")  # it comes after
+    assert signature(DynamicPrompt({"3": {**workflow()["3"], "class_type": "Other"}}), "3") != signature(
+        DynamicPrompt({"3": workflow()["3"]}), "3"
+    )
     odd = {"1": {"class_type": "A", "inputs": {"x": ["2", 0], "y": object(), "z": ["gone", 0]}},
            "2": {"class_type": "B", "inputs": {"x": ["1", 1], "n": float("nan")}}}  # fmt: skip
     assert signature(DynamicPrompt(odd), "1") == signature(DynamicPrompt(odd), "1") != signature(nodes, "1")
+
+
+CIRCLE: list = [1]
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    "value", [{1: 2, "1": 3}, {("middle", 0): 1}, {b"a": None, None: [1]}, CIRCLE, {1, 2}, object(), "\udc80", 1e400]
+)
+def test_any_object_may_be_a_value(value):
+    """Of what a loop's node has expanded to; none may end a run, and an address is no part of a signature."""
+    prompts = [DynamicPrompt({"3": {"class_type": "K", "inputs": {"x": x, "y": 1}}}) for x in (value, value, "other")]
+    first, again, other = (signature(prompt, "3") for prompt in prompts)
+    assert first == again != other
+    if type(value) is object:
+        assert signature(DynamicPrompt({"3": {"class_type": "K", "inputs": {"x": object(), "y": 1}}}), "3") == first
+
+
+def test_a_signature_takes_each_node_once_however_many_rounds_a_loop_has(monkeypatch):
+    nodes, asked = DynamicPrompt(workflow()), []
+    monkeypatch.setattr(nodes, "get_node", lambda node_id, get=nodes.get_node: asked.append(node_id) or get(node_id))
+    newest, maker, before = Newest("2"), "20", ["3", 0]
+    for _ in range(60):  # each round is made by the one before
+        copy_id = f"{maker}.0.0.1"
+        nodes.add_ephemeral_node(copy_id, {"class_type": "K", "inputs": {"x": before, "y": ["4", 0]}}, maker, "20")
+        newest.add(Running("p", copy_id, weakref.ref(nodes)), copy_id)
+        maker, before = copy_id, [copy_id, 0]
+    assert len(asked) < 60 * 4 * 4  # the sampler, its makers' look, and those that lead to it, in each round
+
+
+def test_the_newest_comes_last_and_what_a_loop_made_in_its_place_comes_back_no_more():
+    server = Server().prompt(workflow(), "34").prompt(workflow(seed=1), "3").prompt(workflow(), "")
+    assert server.shown("6") == [(1, "3"), (1, "4")]  # in the order in which they ran
+    server.prompt(workflow(seed=1), "4")
+    assert server.shown("6") == [(2, "3"), (4, "4")]
+
+    def nodes(rounds):
+        return {**workflow(), "20": {"class_type": "Loop", "inputs": {"n": rounds, "x": ["2", 0]}}}
+
+    def made(count):
+        for n in range(count):
+            copy_id = f"20.0.0.{n}"
+            server.nodes.add_ephemeral_node(copy_id, {"class_type": "K", "inputs": {"x": ["2", 0]}}, "20", "20")
+            server.newest.add(Running(server.prompt_id, copy_id, weakref.ref(server.nodes)), (server.ran, n))
+
+    server = Server().prompt(nodes(3), "")
+    made(3)
+    server.prompt(nodes(2), "")
+    made(2)  # another loop's rounds: those of the first are in the cache still
+    assert server.shown("20") == [(2, 0), (2, 1)]
+    assert server.prompt(nodes(3), "").shown("20") == [(1, 0), (1, 1), (1, 2)]
+    server.prompt(nodes(3), "")
+    made(2)  # the same one, which ends earlier now
+    assert server.shown("20") == [(4, 0), (4, 1)]
+    assert server.prompt(nodes(3), "").shown("20") == [(4, 0), (4, 1)]
 
 
 def test_what_is_executed_is_told_with_its_record_of_nodes(monkeypatch):

@@ -127,6 +127,10 @@ def test_a_level_for_each_token_where_one_process_has_a_kept_frame_only(found):
     for run in found["two"]["token_levels"]:
         assert run["together"]["levels"] == run["alone"]["levels"] and run["together"]["levels"][0] == 1000
         assert same([run["alone"], run["together"]]) and "r" in run["alone"]["kinds"]
+        assert run["whole"]["levels"] == pytest.approx(run["alone"]["levels"], rel=1e-5)  # the pipeline's scheduler's
+        whole, alone = run["whole"]["kinds"], run["alone"]["kinds"]  # which does not know where it ends
+        assert whole.count("r") >= alone.count("r") and whole.endswith("f") and run["whole"]["inactive"] is None
+    assert same([run["whole"] for run in found["two"]["token_levels"]])
 
 
 # ---- who decides together
