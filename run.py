@@ -43,7 +43,7 @@ REQUIREMENTS = [
 NEWEST_FRONTEND = "comfyui-frontend-package==1.58.1"  # users have it before ComfyUI pins it; for the browser's tests
 
 # files run side by side, a file's tests in one process; one more than there are cores, since a browser's tests wait
-TEST_OPTIONS = ["-n", str(min(4, (os.cpu_count() or 1) + 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
+TEST_OPTIONS = ["-n", str(min(4, (os.cpu_count() or 1) + 2)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def comfyui_path() -> Path | None:

@@ -12,7 +12,9 @@ _THEIRS = "torch", "comfy", "builtins"  # modules of whose objects none is anoth
 
 
 def groups_in(options: Mapping, but: str) -> Iterator[Sequence]:
-    """All lists of several keyframes, which are objects with a `start_percent`, in options and in objects there.
+    """All lists of several keyframes in objects that say which one is current, in options and in objects there.
+
+    A keyframe is an object with a `start_percent`. Where none is current, the level alone may say which one it is.
 
     Args:
         but: What lies under keys that begin so is not looked at.
@@ -23,14 +25,13 @@ def groups_in(options: Mapping, but: str) -> Iterator[Sequence]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, (list, tuple)):
-            if len(value) > 1 and all(hasattr(item, "start_percent") for item in value):
-                yield value
-            inside = value
-        elif isinstance(value, Mapping):
+        inside = value
+        if isinstance(value, Mapping):
             inside = [x for key, x in value.items() if not str(key).startswith(but)]
-        else:
-            inside = vars(value).values() if _is_of_a_pack(value) else ()
+        elif not isinstance(value, (list, tuple)):
+            inside = vars(value).values()
+            if any("current" in name for name in vars(value)):
+                yield from filter(_are_keyframes, inside)
         waiting += [(x, depth - 1) for x in inside if depth and _may_hold(x)]
 
 
@@ -47,6 +48,11 @@ def last(keyframes: Sequence) -> bool:
 def begin(keyframes: Sequence) -> list[float]:
     """Shares of the run at which keyframes begin, each of which is an edge; none of a curve."""
     return [float(keyframe.start_percent) for keyframe in keyframes] if len(keyframes) <= FEW else []
+
+
+def _are_keyframes(value: object) -> bool:
+    several = isinstance(value, (list, tuple)) and len(value) > 1
+    return several and all(hasattr(item, "start_percent") for item in value)
 
 
 def _may_hold(value: object) -> bool:

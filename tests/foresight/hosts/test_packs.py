@@ -297,19 +297,19 @@ class Keyframes:
     """AnimateDiff-Evolved's: each evaluation that the model sees takes it on by one, if its level is reached."""
 
     def __init__(self, *keyframes):
-        self.keyframes, self.now, self.used, self.log = [Keyframe(*k) for k in keyframes], 0, 0, {}
+        self.keyframes, self.current, self.used, self.log = [Keyframe(*k) for k in keyframes], 0, 0, {}
 
     def follow(self, level, sigma_of):
-        if self.used >= self.keyframes[self.now].guarantee_steps:
-            for n in range(self.now + 1, len(self.keyframes)):
+        if self.used >= self.keyframes[self.current].guarantee_steps:
+            for n in range(self.current + 1, len(self.keyframes)):
                 if sigma_of(self.keyframes[n].start_percent) < level - 1e-6:
                     break
-                self.now, self.used = n, 0
+                self.current, self.used = n, 0
                 if self.keyframes[n].guarantee_steps:
                     break
         self.used += 1
-        self.log[round(level, 5)] = self.keyframes[self.now].value
-        return self.keyframes[self.now].value
+        self.log[round(level, 5)] = self.keyframes[self.current].value
+        return self.keyframes[self.current].value
 
 
 class Settings:
@@ -365,6 +365,15 @@ def test_keyframes_that_count_evaluations_are_where_they_are_without(model, runs
     assert goes_on == (len(keyframes) > 1 or sampler == "euler")
     if sampler != "euler" and not inactive and len(keyframes) > 1:
         assert runs[0].uncorrected == "keyframes of another pack only go forward"
+
+
+def test_keyframes_of_which_none_is_current_go_by_the_level(model, runs):
+    """What looks at the level alone can be started again."""
+    patcher, group = with_keyframes(model, (1.0, 0.0, 1), (2.0, 0.3, 1))
+    del group.current
+    patcher.model_options.pop("sampler_cfg_function")
+    sample(model, apply_foresight(patcher, FORECAST), steps=STEPS, sampler="dpmpp_2m")
+    assert runs[0].restarts and runs[0].uncorrected is None and runs[0].inactive is None
 
 
 def test_where_few_keyframes_begin_all_is_computed(model, runs):
